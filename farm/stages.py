@@ -360,7 +360,7 @@ STAGES: Mapping[JobKind, StageSpec] = {
     JobKind.MEASURE: StageSpec(
         params=MeasureParams,
         facts=MeasureFacts,
-        version=4,
+        version=5,
         tools=("torch", "onnx", "onnxruntime", "numpy"),
         takes=(Role.SOURCE,),
         may_take=(Role.TYPED, Role.ENGINE, *_DATA, Role.PEERS),

@@ -45,10 +45,17 @@ class OutputAccuracy(OpenRecord):
     name: Name | None = None
     kind: Word | None = None
     equal: Number | None = None
+    rare: Count | None = Field(
+        None, description="integers of the source other than its most common one"
+    )
+    rare_equal: Number | None = Field(None, description="the share of those that are equal")
     cosine_mean: Number | None = None
     relative_error: Number | None = None
     max_abs_error: Number | None = None
     not_finite: Count | None = None
+    in_task: bool | None = Field(
+        None, description="whether the task's metric reads it; null without labels"
+    )
 
 
 class BatchInvariance(OpenRecord):
@@ -90,5 +97,9 @@ class Accuracy(OpenRecord):
     relative_error: Number | None = None
     max_abs_error: Number | None = None
     all_nan: Annotated[list[Name], Field(max_length=MOST_NAMES, fail_fast=True)] = []
+    all_empty: Annotated[list[Name], Field(max_length=MOST_NAMES, fail_fast=True)] = Field(
+        [],
+        description="outputs without a value on any of the data, so that nothing in them was compared",
+    )
     outputs: Annotated[list[OutputAccuracy], Field(max_length=MOST_NAMES, fail_fast=True)] = []
     batch_invariance: BatchInvariance | None = None

@@ -11,13 +11,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from farm.errors import AccuracyDropped
+from farm.errors import AccuracyDropped, InvalidModel
 from farm.specs.precision import Precision
 from farm.specs.shapes import ShapeRange, TensorSpec
 from farm.stages import JobKind, MeasureParams
 from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.measure import cpu
+from workers.measure import invariance as measure_invariance
 from workers.measure.invariance import batch_invariance
 from workers.stages import base
 from workers.stages.base import Stage
@@ -83,6 +84,29 @@ def test_an_engine_whose_only_output_is_an_argmax_is_refused_when_its_classes_ar
     wrong = classifier(tmp_path / "engine.onnx", np.roll(WEIGHTS, 1, axis=1))
     with pytest.raises(AccuracyDropped, match=r"0\.0% of the outputs' integers"):
         measured(tmp_path, source, wrong, evaluation=samples(tmp_path / "e.npz", 64))
+
+
+@pytest.mark.parametrize(
+    ("weights", "ends_in_argmax", "told"),
+    [(WEIGHTS[:, :5], False, r"float32 \[8, 5\]"), (WEIGHTS, True, r"int64 \[8\]")],
+)
+def test_an_engine_with_other_shapes_or_types_is_refused(weights, ends_in_argmax, told, tmp_path):
+    source = classifier(tmp_path / "source.onnx", ends_in_argmax=False)
+    other = classifier(tmp_path / "engine.onnx", weights, ends_in_argmax=ends_in_argmax)
+    with pytest.raises(InvalidModel, match=r"float32 \[8, 6\].*" + told):
+        measured(tmp_path, source, other, evaluation=samples(tmp_path / "e.npz", 64))
+
+
+def test_integers_for_floats_of_the_same_shape_are_refused(tmp_path):
+    source = classifier(tmp_path / "source.onnx", ends_in_argmax=False)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.INT64),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.INT64, ["n", 6])
+    whole = model(tmp_path / "engine.onnx", nodes, output)
+    with pytest.raises(InvalidModel, match=r"int64 \[8, 6\]"):
+        measured(tmp_path, source, whole, evaluation=samples(tmp_path / "e.npz", 64))
 
 
 def test_an_engine_with_an_argmax_is_judged_by_labels(tmp_path):
@@ -193,6 +217,38 @@ def test_rows_that_have_nothing_to_do_with_each_other_hold():
 
 def test_a_source_whose_rows_depend_on_each_other_may_have_such_an_engine():
     assert invariance(Rows(leak=0.5), Rows(leak=0.5)).holds is True
+
+
+class Tail:
+    """Adds a bias to each row, and is wrong beyond so many of them, as a kernel for large batches may be."""
+
+    def __init__(self, right: int, by: float = 1.0) -> None:
+        self._right, self._by = right, by
+
+    def run(self, arrays):
+        x = arrays["x"]
+        wrong = np.arange(len(x))[:, None] >= self._right
+        return {"y": np.where(wrong, x + 1 + self._by, x + 1)}
+
+
+@pytest.mark.parametrize("low", [1, 2])
+def test_an_engine_that_is_wrong_at_the_largest_batch_alone_is_found(low):
+    found = invariance(Tail(right=32), Rows(), low=low, high=64)
+    assert (found.batch, found.holds) == (64, False)
+    assert found.max_error > 0.05
+    whole = invariance(Tail(right=64), Rows(), low=low, high=64)
+    assert (whole.batch, whole.holds, whole.max_error) == (64, True, 0.0)
+    assert invariance(Tail(right=32), Rows(), low=low, high=32).holds is True
+
+
+def test_nan_in_the_last_row_of_the_largest_batch_is_found():
+    assert invariance(Tail(right=63, by=np.nan), Rows(), high=64).holds is False
+
+
+def test_the_largest_batch_is_left_out_if_it_would_take_long(monkeypatch):
+    monkeypatch.setattr(measure_invariance, "_MAX_RUN_S", 0.0)
+    found = invariance(Tail(right=32), Rows(), high=64)
+    assert (found.batch, found.holds) == (4, True)
 
 
 def test_a_fixed_batch_has_no_rows_to_compare():

@@ -68,11 +68,12 @@ def test_what_is_not_finite_in_the_same_places_is_equal(value):
     assert difference({"y": source}, {"y": source.copy()}).beyond(1e-3) is None
 
 
-@pytest.mark.parametrize(("source", "engine"), [(1.0, NAN), (NAN, 1.0), (INF, -INF), (1.0, INF)])
-def test_what_is_finite_in_one_alone_counts(source, engine):
+@pytest.mark.parametrize(
+    ("source", "engine"), [(1.0, NAN), (NAN, 1.0), (INF, -INF), (-INF, NAN), (1.0, INF)]
+)
+def test_what_is_finite_in_one_alone_or_another_infinity_counts(source, engine):
     left, right = (np.array([[value, 2.0, 3.0]], np.float32) for value in (source, engine))
-    if {source, engine} != {INF, -INF}:
-        assert compared({"y": left}, {"y": right})[1].not_finite == 1
+    assert compared({"y": left}, {"y": right})[1].not_finite == 1
     assert difference({"y": left}, {"y": right}).finite is False
 
 
@@ -134,6 +135,62 @@ def test_batches_before_a_size_differed_are_compared_item_by_item_as_well():
 def test_an_empty_output_is_no_error():
     nothing = {"y": np.ones((2, 3)), "z": np.ones((2, 0))}
     assert compared(nothing, nothing)[0].cosine_mean == pytest.approx(1.0)
+
+
+def test_an_output_without_a_value_in_all_of_the_data_is_said_to_be_so():
+    nothing = {"y": np.ones((2, 3)), "z": np.ones((2, 0))}
+    facts, comparison = compared(nothing, nothing)
+    assert facts.all_empty == ["z"]
+    assert (
+        "returns nothing in 'z', so nothing there was compared" in doubts(facts, Gates(), None)[0]
+    )
+    some = {"y": np.ones((2, 3)), "z": np.ones((2, 1))}
+    comparison.add(some, some, 2)
+    assert comparison.found().all_empty == []
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize(("dtype", "figure"), [("float32", "cosine_mean"), ("int64", "equal")])
+def test_an_output_without_a_value_in_some_batch_is_compared_in_the_others(first, dtype, figure):
+    comparison = OutputComparison()
+    for found in (first, 3 - first):
+        outputs = {"y": np.ones((2, 4), "float32"), "z": np.ones((found, 4), dtype)}
+        comparison.add(outputs, outputs | {"z": 0 * outputs["z"]}, 2)
+    facts = comparison.found()
+    assert (facts.samples, facts.all_empty) == (4, [])
+    assert getattr(facts, figure) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_a_map_that_lost_all_but_the_background_is_doubtful_however_large_that_is(dtype):
+    source = np.zeros((32, 20, 20), dtype)
+    source[:, 3, :4] = 1
+    facts = facts_of(source, np.zeros_like(source))
+    assert facts.equal == pytest.approx(0.99)
+    [doubt] = doubts(facts, Gates(), None)
+    assert (
+        "of the 128 integers in 'y' that aren't the source's most common one, the engine has 0.0%"
+        in doubt
+    )
+    assert doubts(facts, Gates(outputs={"y": 0.02}), None) == []
+    most = source.copy()
+    most[:, 3, 0] = 0
+    assert doubts(facts_of(source, most), Gates(), None) == []
+
+
+def test_few_integers_beside_the_most_common_one_raise_no_doubt_of_their_own():
+    source = np.zeros(300, np.int64)
+    source[:3] = 1
+    facts = facts_of(source, np.zeros_like(source))
+    assert (facts.outputs[0].rare, facts.outputs[0].rare_equal) == (3, 0.0)
+    assert doubts(facts, Gates(), None) == []
+
+
+@pytest.mark.parametrize("odd", [-1, 1000, 2**62])
+def test_integers_of_many_values_are_not_counted_by_value(odd):
+    source = np.array([[0, 0, 0, odd]] * 8)
+    facts = facts_of(source, source * 0)
+    assert (facts.equal, facts.outputs[0].rare_equal) == (0.75, None)
 
 
 def test_what_all_outputs_share_hides_no_error():
@@ -229,6 +286,46 @@ def test_a_drop_that_the_user_allows_outranks_likeness():
     assert doubts(facts, Gates(), 0.01) == []
     with pytest.raises(AccuracyDropped, match="top-1 drops from"):
         refuse_broken(facts_of(source, engine, labels=np.zeros(64, np.int64)), 0.01)
+
+
+def beside(engine, **more):
+    """A classifier whose labels are right, and what an engine makes of an output beside its scores."""
+    scores = rng.standard_normal((64, 6)).astype(np.float32)
+    source = {"y": scores, "z": rng.standard_normal((64, 6)).astype(np.float32)}
+    source |= {"k": rng.integers(0, 9, 64)}
+    made = source | {name: made(source[name]) for name, made in engine.items()}
+    return compared(source, made, labels=scores.argmax(axis=1), **more)[0]
+
+
+def test_a_drop_that_the_user_allows_says_nothing_of_outputs_that_the_task_does_not_read():
+    facts = beside({"z": np.zeros_like})
+    assert [(one.name, one.in_task) for one in facts.outputs] == [
+        ("y", True),
+        ("z", False),
+        ("k", False),
+    ]
+    assert facts.task.drop == 0.0
+    with pytest.raises(AccuracyDropped, match=r"'z', which top-1 doesn't read.* is 0\.000 over 64"):
+        refuse_broken(facts, 0.01)
+
+
+@pytest.mark.parametrize("max_drop", [None, 0.01])
+def test_an_output_beside_the_tasks_has_the_gate_for_errors(max_drop):
+    facts = beside({"z": lambda z: z * 2})
+    refuse_broken(facts, max_drop)
+    [doubt] = doubts(facts, QuantizedGates(), max_drop)
+    assert (
+        "the error of 'z', which top-1 doesn't read, is 1 of its spread (0.35 is the gate)" in doubt
+    )
+    assert doubts(facts, QuantizedGates(outputs={"z": 2.0}), max_drop) == []
+    assert doubts(beside({"y": lambda y: y * 2}), QuantizedGates(), max_drop) == []
+
+
+@pytest.mark.parametrize("max_drop", [None, 0.01])
+def test_integers_beside_the_tasks_output_have_the_gate_for_agreement(max_drop):
+    [doubt] = doubts(beside({"k": lambda k: k + 1}), QuantizedGates(), max_drop)
+    assert "0.0% (90% is the gate) over 64 samples" in doubt
+    assert doubts(beside({}), QuantizedGates(), max_drop) == []
 
 
 def test_figures_on_random_data_say_so():

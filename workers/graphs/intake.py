@@ -7,6 +7,7 @@ from math import prod
 
 import numpy as np
 import onnx
+import onnx.checker
 import onnx.inliner
 import onnx.shape_inference
 from onnx import helper, numpy_helper
@@ -14,6 +15,7 @@ from onnx import helper, numpy_helper
 from farm.errors import InvalidModel
 from farm.specs.shapes import ANONYMOUS
 from workers.graphs.files import MAX_PROTO_BYTES
+from workers.graphs.functions import refuse_costly
 from workers.graphs.interface import axis_of
 from workers.graphs.normal import normalised
 from workers.graphs.shapes import inferred_of, outline_of
@@ -23,8 +25,20 @@ EXPORT_AGAIN = "export the model again and check that the upload is complete"
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model without functions; the model itself if it has none."""
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    """A copy of the model without functions; the model itself if it has none.
+
+    Raises:
+        InvalidModel: functions call themselves, or one another too deep, or are too many operators.
+    """
+    if not model.functions:
+        return model
+    refuse_costly(model)
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except onnx.checker.ValidationError as err:
+        raise InvalidModel(
+            f"the model's functions can't be written out: {str(err)[:300]}", hint=EXPORT_AGAIN
+        ) from err
 
 
 def described(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from onnx import helper
 from pydantic import TypeAdapter, ValidationError
 
 from farm.errors import InvalidModel
+from farm.reports.records import Tensor, first_of
 from farm.specs.shapes import ANONYMOUS, TensorSpec
 from workers.graphs.files import EXPORT_AGAIN
 from workers.graphs.walk import drop
@@ -76,8 +77,21 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def check_is_tensor(value: onnx.ValueInfoProto) -> None:
+    """Check an input or output.
+
+    Raises:
+        InvalidModel: it isn't a tensor, or its names or number of axes are beyond what the farm keeps.
+    """
     if not value.type.HasField("tensor_type"):
         raise InvalidModel(
             f"{value.name!r} isn't a tensor",
             hint="use only plain tensors as the model's inputs and outputs",
         )
+    shape = [axis_of(dim) for dim in value.type.tensor_type.shape.dim]
+    try:
+        Tensor(name=value.name, dtype="", shape=shape)
+    except ValidationError as err:
+        raise InvalidModel(
+            f"an input or output, {value.name[:100]!r}, can't be kept: {first_of(err)}",
+            hint="give inputs, outputs and axes shorter names",
+        ) from err

@@ -12,8 +12,8 @@ import onnx.shape_inference
 QDQ_OPS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph, including those in subgraphs."""
+def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph or a function, including those in subgraphs."""
     for node in graph.node:
         yield node
         for nested in bodies(node):

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Literal, NamedTuple
 
+from pydantic import ValidationError
+
 from farm.errors import ProfileMismatch
+from farm.reports.records import first_of
 from farm.specs.batch_axes import batch_symbol
 from farm.specs.shapes import ANONYMOUS, Profile, ShapeRange, TensorSpec, ValueRange
 from workers.inputs.batch import Shapes, Sizes, sizes_of
@@ -171,7 +174,14 @@ class _Defaults:
                 )
             axes.append(found)
         low, mid, high = zip(*axes, strict=True) if axes else ((), (), ())
-        return ShapeRange(min=low, opt=mid, max=high)
+        try:
+            return ShapeRange(min=low, opt=mid, max=high)
+        except ValidationError as err:  # sizes beyond any runtime's
+            raise ProfileMismatch(
+                f"the sizes of input {spec.name!r} {_text(spec)} make no profile: {first_of(err)}",
+                hint=f"pass a profile with min, opt and max shapes for {spec.name!r}, or export the model "
+                "with other sizes",
+            ) from err
 
 
 _OPERATORS: dict[type, Callable[[int, int], int]] = {

@@ -7,7 +7,7 @@ booleans by the share of equal values; outputs whose size depends on the data it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,8 @@ Labels = NDArray[np.int64]
 #: Scores this close to the best, as a share of their output's range, count as tied: rounding decides which
 #: is the largest. Moreover, what looks like scores may be an embedding.
 TIE = 0.05
+#: Integers from 0 below this are counted by value: classes rather than ids.
+_MOST_VALUES = 1000
 _SUM_TOLERANCE = 1e-2
 _NORM_TOLERANCE = 1e-2
 #: Stands in for infinity, which JSON lacks: the error relative to a source that is zero everywhere.
@@ -46,8 +48,9 @@ class OutputComparison:
     labels: NDArray[np.generic] | None = None
     varying: dict[str, int] = field(default_factory=dict)
     samples: int = 0
-    not_finite: int = 0  #: values that are finite in the source and not in the engine
+    not_finite: int = 0  #: values that are NaN or infinite in one, and not the same in the other
     _outputs: dict[str, _Output] = field(default_factory=dict)
+    _empty: set[str] = field(default_factory=set)  #: outputs without a value in some batch
     #: one share per batch in which sizes differ
     _matched: list[float] = field(default_factory=list)
 
@@ -60,11 +63,19 @@ class OutputComparison:
         self.varying |= items.varying(source, engine)
         for name, expected in source.items():
             actual = engine[name]
-            if name in self.varying or expected.size == actual.size == 0:
+            if name in self.varying:
+                continue
+            known = self._outputs.get(name)
+            if expected.size == actual.size == 0:
+                self._empty.add(name)
+                if known:
+                    known.add_nothing(count)
                 continue
             if actual.shape != expected.shape:
                 raise ValueError(name)
-            known = self._outputs.setdefault(name, _Output(name=name))
+            if known is None:
+                known = self._outputs[name] = _Output(name=name)
+                known.add_nothing(self.samples)
             axis = _batch_axis(expected, self.batch_axes.get(name, 0), count)
             known.add(expected, actual, axis, count)
             labels = self.labels
@@ -92,6 +103,9 @@ class OutputComparison:
         agreement = _agreement(classes)
         equal, equal_interval = _worst([one.equal() for one in compared if not one.is_float])
         matched, matched_interval = _worst([np.asarray(self._matched)] if self._matched else [])
+        outputs = [one.found() for one in compared]
+        outputs += [OutputAccuracy(name=name, kind="items") for name in self.varying]
+        task = next(filter(None, (output.task() for output in by_kind)), None)
         return Accuracy(
             samples=self.samples,
             top1_agreement=agreement.share,
@@ -109,9 +123,9 @@ class OutputComparison:
             relative_error=max((e for e in errors if e is not None), default=None),
             max_abs_error=max((o.max_abs_error for o in compared if o.is_float), default=None),
             all_nan=[output.name for output in compared if output.is_all_nan],
-            outputs=[one.found() for one in compared]
-            + [OutputAccuracy(name=name, kind="items") for name in self.varying],
-            task=next(filter(None, (output.task() for output in by_kind)), None),
+            all_empty=sorted(self._empty - self._outputs.keys() - self.varying.keys()),
+            outputs=in_task(outputs, [task.output]) if task else outputs,
+            task=task,
         )
 
 
@@ -137,12 +151,22 @@ class _Output:
     _source: list[NDArray[np.int64]] = field(default_factory=list)  #: classes
     _engine: list[NDArray[np.int64]] = field(default_factory=list)
     _tied: list[NDArray[np.bool_]] = field(default_factory=list)
+    #: of integers: by value, how many the source has, and in how many of these the engine has the same; None
+    #: if there are too many values
+    _by_value: tuple[NDArray[np.int64], NDArray[np.int64]] | None = field(
+        default_factory=lambda: (np.zeros(_MOST_VALUES, np.int64), np.zeros(_MOST_VALUES, np.int64))
+    )
     has_places: bool = False  #: whether a sample has several classes
     _is_judged: bool = True  #: whether its classes fit the labels
     #: of source and engine: by sample, the share of its classes that is right
     _hits: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = field(
         default_factory=lambda: ([], [])
     )
+
+    def add_nothing(self, count: int) -> None:
+        """Add samples for which both lack values, and so are equal: outputs have as many samples each."""
+        self._cosines.append(np.ones(count))
+        self._equal.append(np.ones(count))
 
     def add(
         self,
@@ -162,6 +186,28 @@ class _Output:
             self._add_floats(left.astype(np.float64), right.astype(np.float64), count)
         else:
             self._equal.append(np.broadcast_to((left == right).mean(axis=1), (count,)))
+            self._add_values(left, right)
+
+    def _add_values(self, left: NDArray[np.generic], right: NDArray[np.generic]) -> None:
+        """Count each value of the source, and how often the engine has it there, while they are few."""
+        if self._by_value is None:
+            return
+        values, same = left.astype(np.int64).ravel(), (left == right).ravel()
+        if values.min() < 0 or values.max() >= _MOST_VALUES:
+            self._by_value = None
+            return
+        for found, total in zip((values, values[same]), self._by_value, strict=True):
+            total += np.bincount(found, minlength=_MOST_VALUES)
+
+    def rare(self) -> tuple[int, float] | None:
+        """How many values aren't the source's most common one, and which share of them the engine has.
+
+        A map that is nearly all background equals an engine's that never finds anything else.
+        """
+        if self._by_value is None:
+            return None
+        given, kept = (np.delete(one, self._by_value[0].argmax()).sum() for one in self._by_value)
+        return (int(given), float(kept / given)) if given else None
 
     def add_classes(
         self,
@@ -202,10 +248,10 @@ class _Output:
     def _add_floats(
         self, left: NDArray[np.float64], right: NDArray[np.float64], count: int
     ) -> None:
-        is_number, stays = np.isfinite(left), np.isfinite(right)
+        both = np.isfinite(left) & np.isfinite(right)
         same = (left == right) | (np.isnan(left) & np.isnan(right))
-        self.not_finite += int((~same & (is_number ^ stays)).sum())
-        both = is_number & stays
+        # Another infinity, or NaN for one, is as wrong as either for a number.
+        self.not_finite += int((~same & ~both).sum())
         error = np.abs(np.where(both, left, 0.0) - np.where(both, right, 0.0))
         self.max_abs_error = max(self.max_abs_error, float(error.max(initial=0.0)))
         self._values += int(both.sum())
@@ -249,7 +295,11 @@ class _Output:
 
     def found(self) -> OutputAccuracy:
         if not self.is_float:
-            return OutputAccuracy(name=self.name, kind="integers", equal=float(self.equal().mean()))
+            equal = float(self.equal().mean())
+            found = OutputAccuracy(name=self.name, kind="integers", equal=equal)
+            if rare := self.rare():
+                found = found.model_copy(update={"rare": rare[0], "rare_equal": rare[1]})
+            return found
         return OutputAccuracy(
             name=self.name,
             kind="scores" if self.has_classes else "values",
@@ -269,7 +319,16 @@ class _Output:
     def task(self) -> Task | None:
         """Top-1 accuracy; None without labels, or if the output lacks their shape or classes."""
         before, after = self._hits
-        return _task(*map(np.concatenate, (before, after))) if self._is_judged and before else None
+        if not self._is_judged or not before:
+            return None
+        return _task(self.name, *map(np.concatenate, (before, after)))
+
+
+def in_task(
+    outputs: Sequence[OutputAccuracy], read: Collection[str | None]
+) -> list[OutputAccuracy]:
+    """The outputs, each with whether it is among those that the task's metric reads."""
+    return [one.model_copy(update={"in_task": one.name in read}) for one in outputs]
 
 
 def _batch_axis(array: NDArray[np.generic], axis: int | None, count: int) -> int | None:
@@ -349,13 +408,14 @@ def _worst(
     return mean, intervals.of_share(mean, len(worst))
 
 
-def _task(before: NDArray[np.float64], after: NDArray[np.float64]) -> Task:
+def _task(output: str, before: NDArray[np.float64], after: NDArray[np.float64]) -> Task:
     """Accuracy before and after, per sample: a sample with several positions may be partly right."""
     count = len(before)
     of_source, of_engine = (float(right.mean()) for right in (before, after))
     spread = bootstrap.intervals(count, lambda w: w @ before / count, lambda w: w @ after / count)
     return Task(
         metric=Metric.TOP1,
+        output=output,
         source=of_source,
         engine=of_engine,
         drop=of_source - of_engine,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from farm.errors import AccuracyDropped, InvalidData, InvalidModel
 from farm.reports.accuracy import Accuracy
@@ -22,8 +23,10 @@ from workers.inputs.samples import (
     largest,
     open_samples,
 )
-from workers.measure.accuracy import OutputComparison
+from workers.measure.accuracy import OutputComparison, in_task
 from workers.measure.task import TaskJudge
+
+Array = NDArray[np.generic]
 
 #: Of labels; each sample counts them all.
 _MOST_CLASSES = 100_000
@@ -64,14 +67,17 @@ def compare(
     batch: Batch,
     metric: Metric | None,
     options: TaskOptions,
+    outputs: Sequence[TensorSpec] = (),
 ) -> Accuracy:
     """The figures of an engine beside its source's.
 
     Parameters:
         metric: of the task, for labels; top-1 by default.
+        outputs: as the graph declares them; sizes that it fixes don't depend on the data.
 
     Raises:
         AccuracyDropped: outputs aren't finite where the source's are.
+        InvalidModel: the engine's outputs have other types or shapes.
         InvalidData: the data don't fit the model or the metric.
     """
     judge = judge_of(labels, metric, options)
@@ -85,7 +91,7 @@ def compare(
         )
         for arrays in batch.split(samples, batch.opt, smallest=batch.min):
             expected, actual = source.run(arrays), subject.run(arrays)
-            _check_outputs(expected, actual)
+            _check_outputs(expected, actual, outputs)
             start, count = comparison.samples, batch.count(arrays)
             comparison.add(expected, actual, count)
             if judge:
@@ -97,8 +103,12 @@ def compare(
         varying, judge = comparison.varying, judge_of(labels, metric, options)
     _refuse_unfit(comparison, samples, batch)
     accuracy = comparison.found()
+    never = {spec.name for spec in outputs if 0 in spec.shape}
+    left = [name for name in accuracy.all_empty if name not in never]
+    accuracy = accuracy.model_copy(update={"all_empty": left})
     if judge:
-        accuracy = accuracy.model_copy(update={"task": judge.found()})
+        told = in_task(accuracy.outputs, judge.read)
+        accuracy = accuracy.model_copy(update={"task": judge.found(), "outputs": told})
     if classes is not None and accuracy.task is None:
         raise InvalidData(
             f"there are labels of shape {list(classes.shape)}, with classes up to {largest(classes)}, "
@@ -144,19 +154,37 @@ def _refuse_unfit(comparison: OutputComparison, samples: Arrays, batch: Batch) -
         )
     if comparison.not_finite:
         raise AccuracyDropped(
-            f"{comparison.not_finite} of the outputs are NaN or infinite, and finite in the source",
+            f"{comparison.not_finite} of the outputs are NaN or infinite in the engine or in the source, and "
+            "not the same in the other",
             hint="choose bf16 or fp32, or for int8 a GPU that has bf16 (sm_80 and later): values of this "
             "model leave the range of fp16",
         )
 
 
-def _check_outputs(expected: Arrays, actual: Arrays) -> None:
-    """Check ranks only: sizes may depend on the data, and so on rounding."""
+def _check_outputs(expected: Arrays, actual: Arrays, outputs: Sequence[TensorSpec]) -> None:
+    """Check types, ranks and the sizes that the graph fixes.
+
+    Other sizes may depend on the data, and so on rounding. Runtimes choose widths of their own for floats
+    and for integers.
+    """
+    fixed = {spec.name: spec.shape for spec in outputs}
     for name, array in expected.items():
-        if name not in actual or actual[name].ndim != array.ndim:
+        made = actual.get(name)
+        if made is None or not _is_like(array, made, fixed.get(name, ())):
             raise InvalidModel(
-                f"the source's output {name!r} has shape {list(array.shape)}, and the engine's "
-                f"outputs are { ({n: list(a.shape) for n, a in actual.items()}) }",
+                f"the source's output {name!r} is {_told(array)}, and the engine's outputs are "
+                f"{ ({n: _told(a) for n, a in actual.items()}) }",
                 hint="this is the farm's fault, or the runtime's: report it with the model; until then "
                 "leave that output out of the model",
             )
+
+
+def _is_like(array: Array, made: Array, declared: Sequence[int | str]) -> bool:
+    if array.ndim != made.ndim or (array.dtype.kind in "fV") != (made.dtype.kind in "fV"):
+        return False
+    sizes = zip(declared, array.shape, made.shape, strict=False)
+    return all(of_made == size for size, of_source, of_made in sizes if size == of_source)
+
+
+def _told(array: Array) -> str:
+    return f"{array.dtype} {list(array.shape)}"

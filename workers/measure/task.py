@@ -40,6 +40,7 @@ class TaskJudge:
     options: TaskOptions
     classes: int = 0
     _output: str | None = None
+    _scores: str | None = None  #: of boxes
     _rows: tuple[list[sums.Rows], list[sums.Rows]] = field(default_factory=lambda: ([], []))
     _embeddings: tuple[list[Array], list[Array]] = field(default_factory=lambda: ([], []))
     _labels: list[Array] = field(default_factory=list)
@@ -69,6 +70,11 @@ class TaskJudge:
         else:
             for rows, array in zip(self._rows, (one, other), strict=True):
                 rows.append(self._sums(array, label))
+
+    @property
+    def read(self) -> set[str | None]:
+        """The outputs that the metric reads."""
+        return {self._output, self._scores} - {None}
 
     def _judged(self, outputs: Arrays, label: Array) -> Array:
         """The judged output, which must have one row for each label."""
@@ -249,7 +255,7 @@ class TaskJudge:
         self._output = name
         boxes = floats.pop(name)
         count = boxes.shape[1]
-        for array in floats.values():
+        for self._scores, array in floats.items():
             if array.shape[:2] == boxes.shape[:2]:
                 scores = array if array.ndim == 3 else array[..., None]
                 break

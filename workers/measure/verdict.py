@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from farm.errors import AccuracyDropped
-from farm.reports.accuracy import Accuracy, Task
+from farm.reports.accuracy import Accuracy, OutputAccuracy, Task
 from farm.specs.gates import Gates
 from farm.specs.source import DataKind
 from farm.specs.tasks import ERRORS, IN_UNITS, Metric
@@ -30,7 +30,9 @@ def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
                 f"{_goes(task)} from {task.source:.4f} to {task.engine:.4f}, by {task.drop:.4f} "
                 f"over {accuracy.samples} samples; {max_drop:g} is allowed"
             )
-        return  # the user's own measure outranks likeness
+        # The user's own measure outranks likeness, but says nothing about what it doesn't read.
+        _refuse_unlike(accuracy)
+        return
     of = f"over {_samples(accuracy)}"
     cosine = accuracy.cosine_mean
     if cosine is not None:
@@ -47,6 +49,16 @@ def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
         if share is not None and share < MIN_SHARE:
             raise AccuracyDropped(
                 f"the outputs hardly resemble the source's: {share:.1%} {what} are equal {of}"
+            )
+
+
+def _refuse_unlike(accuracy: Accuracy) -> None:
+    """Refuse an output beside the task's that hardly resembles the source's."""
+    for output in _beside_task(accuracy):
+        if output.cosine_mean is not None and output.cosine_mean < MIN_COSINE:
+            raise AccuracyDropped(
+                f"the output {output.name!r}, which {_metric(accuracy)} doesn't read, hardly resembles the "
+                f"source's: its mean cosine similarity is {output.cosine_mean:.3f} over {_samples(accuracy)}"
             )
 
 
@@ -68,11 +80,17 @@ def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str
         found.append(
             f"on this data the source returns only NaN in {names}, so nothing there was compared"
         )
+    if accuracy.all_empty:
+        names = ", ".join(map(repr, accuracy.all_empty))
+        found.append(
+            f"on this data the source returns nothing in {names}, so nothing there was compared"
+        )
     return found
 
 
 def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterator[str]:
     yield from _of_outputs(accuracy, gates)
+    yield from _of_rare_values(accuracy, gates)
     task = accuracy.task
     if task is not None:
         low = task.drop_interval[0] if task.drop_interval else task.drop
@@ -81,8 +99,11 @@ def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterato
         if max_drop is None and low is not None and low > gates.drop * unit:
             by = f"{task.drop / unit:.1%}" if unit else f"{task.drop:.3g}"
             yield f"{_goes(task)} by {by} ({gates.drop:.1%} is the gate)"
+        yield from _errors_beside(accuracy, gates)
         if max_drop is not None:
-            return  # the user's own measure outranks likeness
+            # The user's own measure outranks the likeness of what it reads.
+            yield from _integers_beside(accuracy, gates)
+            return
     for share, what in (
         (
             accuracy.top1_or_tied,
@@ -117,6 +138,51 @@ def _of_outputs(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
             yield f"{1 - output.equal:.1%} of {name!r} differ ({most:.1%} is its gate)"
 
 
+def _of_rare_values(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
+    """What is said of integers that hide, behind one that nearly all are, that the others are lost."""
+    for output in accuracy.outputs:
+        if output.in_task or output.name in gates.outputs or output.rare_equal is None:
+            continue
+        samples = accuracy.samples or 0
+        if intervals.of_share(output.equal or 0.0, samples)[1] < gates.agreement:
+            continue  # that is said of all of them
+        # Those of one sample, such as pixels, go together.
+        count = min(output.rare or 0, samples)
+        if intervals.of_share(output.rare_equal, count)[1] < MIN_SHARE:
+            yield (
+                f"of the {output.rare} integers in {output.name!r} that aren't the source's most common one, "
+                f"the engine has {output.rare_equal:.1%}"
+            )
+
+
+def _errors_beside(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
+    """What is said of floats that the task doesn't read, without tolerances of their own."""
+    for output in _beside_task(accuracy):
+        error = output.relative_error
+        if output.name not in gates.outputs and error is not None and error > gates.error:
+            yield (
+                f"the error of {output.name!r}, which {_metric(accuracy)} doesn't read, is {error:.2g} of "
+                f"its spread ({gates.error:g} is the gate)"
+            )
+
+
+def _integers_beside(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
+    """The same of integers."""
+    for output in _beside_task(accuracy):
+        share = output.equal
+        if output.name in gates.outputs or share is None:
+            continue
+        if intervals.of_share(share, accuracy.samples or 0)[1] < gates.agreement:
+            yield (
+                f"{output.name!r}, which {_metric(accuracy)} doesn't read, equals the source's in "
+                f"{share:.1%} ({gates.agreement:.0%} is the gate)"
+            )
+
+
+def _beside_task(accuracy: Accuracy) -> list[OutputAccuracy]:
+    return [output for output in accuracy.outputs if output.in_task is False]
+
+
 def _error(accuracy: Accuracy, gates: Gates) -> float | None:
     """The largest error of the outputs that have no tolerance of their own."""
     if not gates.outputs:
@@ -127,8 +193,15 @@ def _error(accuracy: Accuracy, gates: Gates) -> float | None:
 
 def _goes(task: Task) -> str:
     """``top-1 drops``, ``wer rises``."""
-    name = "top-1" if task.metric in (None, Metric.TOP1) else task.metric
-    return f"{name} {'rises' if task.metric in ERRORS else 'drops'}"
+    return f"{_name(task)} {'rises' if task.metric in ERRORS else 'drops'}"
+
+
+def _metric(accuracy: Accuracy) -> str:
+    return _name(accuracy.task) if accuracy.task else "the task"
+
+
+def _name(task: Task) -> str:
+    return "top-1" if task.metric in (None, Metric.TOP1) else str(task.metric)
 
 
 def _samples(accuracy: Accuracy) -> str:

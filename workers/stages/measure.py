@@ -73,7 +73,9 @@ def run(stage: Stage) -> StageResult:
     if graph is not None and data is not DataKind.RANDOM:
         check_ids(samples, vocabularies.sizes(graph[1]))
     runnable = subject.engine if isinstance(subject, gpu.Loaded) else subject
-    accuracy = compare(source, runnable, samples, labels, batch, params.metric, params.task)
+    accuracy = compare(
+        source, runnable, samples, labels, batch, params.metric, params.task, outputs
+    )
     warned = _warnings(stage, samples, inputs, batch, graph) if data is not DataKind.RANDOM else []
     for one in warned:
         print(f"warning: {one}", flush=True)
