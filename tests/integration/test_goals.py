@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 
 from farm.errors import AccuracyDropped, CalibrationFailed, InvalidData, LatencyMissed
 from farm.specs.accuracy_goal import AccuracyGoal
-from farm.specs.precision import Precision
 from farm.stages import BuildParams, CalibrateParams
 from tests.graphs import small_graph
+from tests.placed import int8_graph
 from tests.stage_bench import CPU, Bench, Digits, save_npz
 from workers.backends.ort.cpu import OrtModel
 from workers.goals import bias
@@ -25,9 +25,7 @@ from workers.goals.units import units_of, without
 from workers.graphs import walk
 from workers.graphs.compute import compute_of
 from workers.graphs.rounding import rounded_model
-from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
-from workers.quantize import calibrated, modelopt
 
 _RANDOM = np.random.default_rng(0)
 _SHAPE = (8, 16, 8, 8)
@@ -74,27 +72,11 @@ def _run(model: onnx.ModelProto, batch: Arrays) -> np.ndarray:
     return np.asarray(OrtModel(model.SerializeToString()).run(batch)["y"])
 
 
-def _calibrated(model: onnx.ModelProto, batch: Arrays, folder: Path) -> onnx.ModelProto:
-    quantized = modelopt.placed(model, batch, Precision.INT8, folder)
-    calibrated.calibrate(
-        quantized,
-        batch,
-        Batch(axes={"x": 0}, min=1, opt=8, max=64, is_dynamic=True),
-        size=8,
-        method="max",
-        percentile=None,
-        precision=Precision.INT8,
-        folder=folder,
-        seen=lambda _: None,
-    )
-    return quantized
-
-
 @pytest.fixture(scope="module")
 def placed(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     folder = tmp_path_factory.mktemp("placed")
     model = onnx.load(str(_convolutions(folder / "m.onnx")))
-    return _calibrated(model, {"x": _images(8)}, folder)
+    return int8_graph(model, {"x": _images(8)}, folder)
 
 
 def test_units_are_products_and_the_tensors_that_others_read(placed: onnx.ModelProto) -> None:
@@ -150,7 +132,7 @@ def test_equalised_channels_leave_the_function_and_lose_less(tmp_path: Path) -> 
     for number, graph in enumerate((model, even)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        quantized = _calibrated(graph, batch, folder)
+        quantized = int8_graph(graph, batch, folder)
         errors.append(float(np.square(_run(quantized, batch) - expected).mean()))
     assert errors[1] < errors[0] / 10
 
@@ -168,7 +150,7 @@ def test_a_corrected_bias_takes_the_mean_error_out_of_a_product(tmp_path: Path) 
     source = small_graph(tmp_path / "m.onnx", *nodes, shape=("n", 32), weights=weights)
     model = onnx.load(str(source))
     batch = {"x": _RANDOM.uniform(1, 2, (64, 32)).astype(np.float32)}
-    quantized = _calibrated(model, batch, tmp_path)
+    quantized = int8_graph(model, batch, tmp_path)
     fixed = bias.corrected(quantized, units_of(quantized), [batch], tmp_path)
     assert fixed is not None
     before, after = (

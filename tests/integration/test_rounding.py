@@ -11,9 +11,9 @@ from onnx import helper, numpy_helper
 
 from farm.errors import AccuracyDropped
 from farm.specs.accuracy_goal import AccuracyGoal
-from farm.specs.precision import Precision
 from farm.stages import CalibrateParams
 from tests.graphs import small_graph
+from tests.placed import int8_graph
 from tests.stage_bench import Bench, save_npz
 from workers.backends.ort.cpu import OrtModel
 from workers.goals import bias, gptq, harm, moments, rounding
@@ -23,7 +23,6 @@ from workers.goals.toggles import Toggled
 from workers.goals.units import Units, units_of, without
 from workers.inputs.batch import Batch
 from workers.inputs.samples import Arrays
-from workers.quantize import modelopt
 from workers.quantize.cpu_integers import integer_graph
 from workers.quantize.stored_weights import fold_quantized_weights
 
@@ -170,7 +169,8 @@ class _Case:
         self.folder, self.seven_bits = folder, seven_bits
         self.source = onnx.load(str(_network(folder / "m.onnx")))
         self.batches: list[Arrays] = [{"x": one} for one in np.split(_images(128), 8)]
-        self.quantized = modelopt.placed(self.source, self.batches[0], Precision.INT8, folder)
+        samples = {"x": np.concatenate([batch["x"] for batch in self.batches])}
+        self.quantized = int8_graph(self.source, samples, folder)
         self.units: Units = units_of(self.quantized)
         self.made = self.rounded()
 
