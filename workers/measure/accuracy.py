@@ -192,6 +192,9 @@ class _Output:
         """Count each value of the source, and how often the engine has it there, while they are few."""
         if self._by_value is None:
             return
+        if left.dtype.kind not in "biu":  # text
+            self._by_value = None
+            return
         values, same = left.astype(np.int64).ravel(), (left == right).ravel()
         if values.min() < 0 or values.max() >= _MOST_VALUES:
             self._by_value = None
