@@ -149,7 +149,8 @@ def match(
     Without a precision, it is the best by the goal kept for the version and the GPU (latency by default): the
     winner of its bench. A pruned engine is returned only if requested, or if its version has no other.
     """
-    with farm.db.read() as session:
+    # An alias that moves in between would have another version signed than the answer's.
+    with farm.db.read(snapshot=True) as session:
         found = best_match(
             session,
             model,

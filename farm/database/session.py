@@ -117,13 +117,18 @@ class Database:
         return engine
 
     @contextmanager
-    def read(self) -> Iterator[Session]:
+    def read(self, *, snapshot: bool = False) -> Iterator[Session]:
         """A session for reading.
+
+        Parameters:
+            snapshot: whether all statements see what the first one saw, on Postgres as on SQLite.
 
         Raises:
             DatabaseUnavailable, InvalidRequest
         """
         with self._session() as session:
+            if snapshot and not self.is_sqlite:
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
 
     @contextmanager

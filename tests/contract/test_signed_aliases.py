@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -12,6 +13,7 @@ from farm.client import Farm
 from farm.client import seen as seen_moves
 from farm.database.tables import AliasRow, AliasStatement, Version
 from farm.errors import SignatureRefused, SigningFailed
+from farm.registry import signed_aliases
 from farm.signing import bundles, moves, signers
 from farm.signing.moves import Moved
 from farm.trust import signatory
@@ -92,6 +94,21 @@ def test_each_move_is_signed_with_a_higher_number(api, versions, signer):
     assert stated(api, signer) == Moved(**of, version=None, revision=4)
     by_number = api.get("/v1/models/digits/engines/sm_89", params={"version": 1})
     assert by_number.json()["statement"] is None
+
+
+def test_an_answer_and_what_is_signed_are_of_one_moment(api, versions, signer, farm, monkeypatch):
+    promote(api, 1)
+    bundle_of = signed_aliases.bundle_of
+
+    def late(*asked):
+        monkeypatch.undo()
+        with ThreadPoolExecutor(1) as another:
+            another.submit(promote, api, 2).result()
+        return bundle_of(*asked)
+
+    monkeypatch.setattr(signed_aliases, "bundle_of", late)
+    assert pulled(farm) == 1
+    assert pulled(farm) == 2
 
 
 def test_an_old_answer_is_refused_and_a_rollback_is_not(api, versions, signer, farm, between):
