@@ -17,6 +17,7 @@ from farm.cli import app as commands
 from farm.client import Farm
 from farm.database.base import now
 from farm.database.tables import Artifact, AuditRow, Build, Job, Model, Version
+from farm.queue.jobs import Claim
 from farm.settings import Settings
 from farm.specs.limits import Limits
 from farm.trust import credentials, keys
@@ -185,6 +186,16 @@ def spend(ledger: Ledger, minutes: float, owner="gpu@there") -> None:
         ledger.succeed(claim)
 
 
+def begin(ledger: Ledger, minutes: float) -> Claim:
+    """Run what is queued up to the first job for a GPU, which has run for so long."""
+    while (job := ledger.queued()[0]).queue != "tensorrt.sm_89":
+        ledger.succeed(ledger.claim(job))
+    claim = ledger.claim(job, owner="gpu@there")
+    with ledger.db.write() as session:
+        session.get_one(Job, claim.job_id).started_at = now() - timedelta(minutes=minutes)
+    return claim
+
+
 GPU = {"targets": ["tensorrt:sm_89"]}
 
 
@@ -206,11 +217,7 @@ def test_gpu_minutes_are_those_of_recorded_jobs(api, gpu):
 def test_a_job_that_runs_counts_so_far(api, gpu):
     mine = limited(api, gpu_minutes_month=5)
     submit(mine, 1, **GPU)
-    while (job := gpu.queued()[0]).queue != "tensorrt.sm_89":
-        gpu.succeed(gpu.claim(job))
-    claim = gpu.claim(job, owner="gpu@there")
-    with gpu.db.write() as session:
-        session.get_one(Job, claim.job_id).started_at = now() - timedelta(minutes=5)
+    begin(gpu, 5)
     problem(submit(mine, 2, **GPU), 403)
 
 
@@ -243,11 +250,7 @@ def test_the_rest_of_a_job_that_runs_is_reserved(api, gpu):
     spend(gpu, 3)
     mine = limited(api, gpu_minutes_day=100)
     submit(mine, 1, **GPU)
-    while (job := gpu.queued()[0]).queue != "tensorrt.sm_89":
-        gpu.succeed(gpu.claim(job))
-    claim = gpu.claim(job, owner="gpu@there")
-    with gpu.db.write() as session:
-        session.get_one(Job, claim.job_id).started_at = now() - timedelta(minutes=2)
+    claim = begin(gpu, 2)
     assert used(mine)["gpu_minutes_day"] == (pytest.approx(2, abs=0.1), 100)
     assert reserved(mine) == pytest.approx(1 + 3, abs=0.1)  # of this one, and the measure after it
     with gpu.db.write() as session:
