@@ -17,7 +17,7 @@ UNLIMITED = "unlimited"
 #: From this share of a limit on its holder is warned.
 NEAR = 0.8
 #: Less than this is shown as zero.
-_LEAST_TOLD = 0.05
+LEAST_TOLD = 0.05
 _NUMBER = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([kmgt]i?)?b?")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -158,7 +158,7 @@ def told(one: Used) -> str:
     """``4 of 5 builds in flight``."""
     limit = "unlimited" if one.limit is None else number(one.quota, one.limit)
     said = f"{number(one.quota, one.used)} of {limit} {NOUNS[one.quota]}"
-    if one.reserved < _LEAST_TOLD:
+    if one.reserved < LEAST_TOLD:
         return said
     more = number(one.quota, one.reserved)
     return f"{said}, and {more} more reserved for jobs that are queued or running"

@@ -14,7 +14,7 @@ from farm.api.web.paging import LOOKED_FOR, cut
 from farm.api.web.render import page
 from farm.database.base import now
 from farm.schemas.keys import AuditEntry, KeyView
-from farm.specs.limits import Quota, number
+from farm.specs.limits import LEAST_TOLD, Quota, number
 from farm.trust import audit, keys
 
 router = APIRouter(include_in_schema=False)
@@ -72,6 +72,7 @@ async def one_key(request: Request, farm: Farm, by: By, key_id: KeyId) -> Respon
         own=found.own.model_dump(),
         unset=dict.fromkeys(Quota),
         number=number,
+        least_told=LEAST_TOLD,
     )
 
 
