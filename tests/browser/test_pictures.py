@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import select, update
 
@@ -29,6 +30,7 @@ from tests import quantised
 from tests.contract import test_flower as flower
 from tests.contract.live_api import LiveApi, live_api
 from tests.e2e.live import wait_until
+from tests.keys import bearer
 from tests.ledger import DATA, LABELLED, SOURCE, Ledger
 
 pytestmark = pytest.mark.heavy
@@ -51,6 +53,7 @@ _INTERFACE = {
     "outputs": [{"name": "scores", "dtype": "float32", "shape": ["batch", 1000]}],
 }
 _GPU = ("tensorrt.t4", "onnxruntime.t4")
+_PATIENCE_S = 180.0
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 #: Ids and times differ each time, and would make every picture a new one.
 _STILL = """() => {
@@ -283,12 +286,13 @@ def test_a_task_in_flower(page: Any, farm: LiveApi, tmp_path: Path) -> None:
         task = shown.task_id(job.id, job.attempt)
     db.dispose()
     with flower.running(farm.settings, FARM_PUBLIC_URL=f"http://{NAME}") as url:
-
+        # Not by the page, whose console would keep each 404 until then.
         def is_there() -> bool:
-            answer = page.goto(f"{url}/task/{task}")
-            return bool(answer.ok)
+            answer = httpx2.get(f"{url}/task/{task}", headers=bearer(farm.key), timeout=_PATIENCE_S)
+            return answer.is_success
 
         wait_until("Flower has the attempt", is_there)
+        page.goto(f"{url}/task/{task}")
         page.get_by_text("FAILURE").first.wait_for()
         words = page.inner_text("body")
         assert f"http://{NAME}/jobs/{job.id}" in words
