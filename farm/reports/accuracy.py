@@ -53,6 +53,13 @@ class OutputAccuracy(OpenRecord):
     relative_error: Number | None = None
     max_abs_error: Number | None = None
     not_finite: Count | None = None
+    parts: Count | None = Field(
+        None, description="of a float's parts along `parts_axis`, as channels, those that vary"
+    )
+    parts_axis: Count | None = None
+    parts_lost: Count | None = Field(
+        None, description="of these, the ones that a constant would resemble as much"
+    )
     in_task: bool | None = Field(
         None, description="whether the task's metric reads it; null without labels"
     )

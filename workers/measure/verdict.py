@@ -15,6 +15,8 @@ from workers.measure import intervals
 MIN_COSINE = 0.5
 #: For outputs without floats: with fewer equal values or matched items, the engine is broken.
 MIN_SHARE = 0.5
+#: Where a larger share of an output's parts is lost, as those that hold a detector's scores, that is a doubt.
+_MAX_LOST = 0.01
 
 
 def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
@@ -91,6 +93,7 @@ def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str
 def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterator[str]:
     yield from _of_outputs(accuracy, gates)
     yield from _of_rare_values(accuracy, gates)
+    yield from _of_parts(accuracy, gates)
     task = accuracy.task
     if task is not None:
         low = task.drop_interval[0] if task.drop_interval else task.drop
@@ -152,6 +155,21 @@ def _of_rare_values(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
             yield (
                 f"of the {output.rare} integers in {output.name!r} that aren't the source's most common one, "
                 f"the engine has {output.rare_equal:.1%}"
+            )
+
+
+def _of_parts(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
+    """What is said of floats that hide, behind others of a larger scale, that they are lost."""
+    for output in accuracy.outputs:
+        if output.in_task or output.name in gates.outputs:
+            continue
+        if (output.relative_error or 0.0) > gates.error:
+            continue  # that is said of all of them
+        lost, parts = output.parts_lost or 0, output.parts or 0
+        if lost > _MAX_LOST * parts:
+            yield (
+                f"of the {parts} parts of {output.name!r} along axis {output.parts_axis} that vary, the "
+                f"engine has lost {lost}: their error is as large as their own spread"
             )
 
 
