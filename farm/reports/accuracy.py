@@ -79,6 +79,17 @@ class BatchInvariance(OpenRecord):
     )
 
 
+class AtSizes(OpenRecord):
+    """How close an engine is to its source at an end of its profile, on the samples' values."""
+
+    which: Word | None = Field(None, description="`min` or `max`, of all axes but the batch's")
+    relative_error: Number | None = None
+    equal: Number | None = Field(None, description="share of integers, or of matched items")
+    not_finite: Count | None = None
+    failed: Text | None = Field(None, description="what the engine said where the source ran")
+    skipped: Text | None = None
+
+
 class Accuracy(OpenRecord):
     """How close an engine's outputs are to its source's. A figure is null if no output has it."""
 
@@ -110,3 +121,4 @@ class Accuracy(OpenRecord):
     )
     outputs: Annotated[list[OutputAccuracy], Field(max_length=MOST_NAMES, fail_fast=True)] = []
     batch_invariance: BatchInvariance | None = None
+    at_sizes: Annotated[list[AtSizes], Field(max_length=MOST_NAMES, fail_fast=True)] = []
