@@ -53,6 +53,13 @@ class OutputAccuracy(OpenRecord):
     relative_error: Number | None = None
     max_abs_error: Number | None = None
     not_finite: Count | None = None
+    parts: Count | None = Field(
+        None, description="of a float's parts along `parts_axis`, as channels, those that vary"
+    )
+    parts_axis: Count | None = None
+    parts_lost: Count | None = Field(
+        None, description="of these, the ones that a constant would resemble as much"
+    )
     in_task: bool | None = Field(
         None, description="whether the task's metric reads it; null without labels"
     )
@@ -70,6 +77,17 @@ class BatchInvariance(OpenRecord):
     source_error: Number | None = Field(
         None, description="the source's own, if the engine's is large"
     )
+
+
+class AtSizes(OpenRecord):
+    """How close an engine is to its source at an end of its profile, on the samples' values."""
+
+    which: Word | None = Field(None, description="`min` or `max`, of all axes but the batch's")
+    relative_error: Number | None = None
+    equal: Number | None = Field(None, description="share of integers, or of matched items")
+    not_finite: Count | None = None
+    failed: Text | None = Field(None, description="what the engine said where the source ran")
+    skipped: Text | None = None
 
 
 class Accuracy(OpenRecord):
@@ -103,3 +121,4 @@ class Accuracy(OpenRecord):
     )
     outputs: Annotated[list[OutputAccuracy], Field(max_length=MOST_NAMES, fail_fast=True)] = []
     batch_invariance: BatchInvariance | None = None
+    at_sizes: Annotated[list[AtSizes], Field(max_length=MOST_NAMES, fail_fast=True)] = []

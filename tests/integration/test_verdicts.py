@@ -18,7 +18,9 @@ from farm.stages import JobKind, MeasureParams
 from workers.clocks.host import Pace
 from workers.inputs.batch import Batch
 from workers.measure import cpu
+from workers.measure import ends as measure_ends
 from workers.measure import invariance as measure_invariance
+from workers.measure.ends import at_ends
 from workers.measure.invariance import batch_invariance
 from workers.stages import base
 from workers.stages.base import Stage
@@ -253,3 +255,85 @@ def test_the_largest_batch_is_left_out_if_it_would_take_long(monkeypatch):
 
 def test_a_fixed_batch_has_no_rows_to_compare():
     assert invariance(Rows(), Rows(), low=4, high=4) is None
+
+
+class Steps:
+    """Doubles each step, and adds to it the steps from some number on, as a kernel for long inputs may."""
+
+    def __init__(self, right: int = 99, by: float = 1.0) -> None:
+        self._right, self._by = right, by
+
+    def run(self, arrays):
+        x = arrays["x"]
+        late = x[:, self._right :]
+        return {"y": 2 * x + (self._by * late.sum(axis=1, keepdims=True) if late.size else 0.0)}
+
+
+class Refusing(Steps):
+    def run(self, arrays):
+        if arrays["x"].shape[1] > 8:
+            raise RuntimeError("too long")
+        return super().run(arrays)
+
+
+def ends(engine: Any, source: Any, *, steps: int = 8, low: int = 1) -> dict[str | None, Any]:
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", "s"))
+    profile = {"x": ShapeRange(min=(low, 2), opt=(8, 8), max=(64, 32))}
+    data = {"x": rng.standard_normal((8, steps)).astype(np.float32)}
+    found = at_ends(engine, source, data, profile, Batch.of([spec], profile))
+    return {one.which: one for one in found}
+
+
+@pytest.mark.parametrize("low", [1, 2])
+@pytest.mark.parametrize("steps", [5, 8])
+def test_an_engine_that_is_wrong_at_the_largest_size_of_another_axis_is_found(low, steps):
+    found = ends(Steps(right=16), Steps(), steps=steps, low=low)
+    assert found["min"].relative_error == 0.0
+    assert found["max"].relative_error > 0.1
+    right = ends(Steps(), Steps(), steps=steps, low=low)
+    assert (right["min"].relative_error, right["max"].relative_error) == (0.0, 0.0)
+
+
+def test_sizes_that_the_samples_have_arent_tried_again():
+    assert list(ends(Steps(), Steps(), steps=32)) == ["min"]
+
+
+def test_values_that_are_not_finite_or_an_engine_that_fails_at_an_end_are_told():
+    assert ends(Steps(right=31, by=np.inf), Steps())["max"].not_finite > 0
+    assert ends(Refusing(), Steps())["max"].failed == "RuntimeError: too long"
+    assert "too long" in ends(Steps(), Refusing())["max"].skipped
+
+
+def test_an_end_that_would_take_long_is_left_out_and_told(monkeypatch):
+    monkeypatch.setattr(measure_ends, "_MAX_RUN_S", 0.0)
+    found = ends(Steps(right=16), Steps())
+    assert found["max"].skipped == "it would take too long"
+    assert found["max"].relative_error is None
+
+
+def test_an_engine_that_is_wrong_for_long_inputs_alone_is_doubtful(tmp_path):
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "s"])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "s"])
+
+    def save(name: str, *nodes: Any) -> Path:
+        bounds = {"from": [8], "to": [10**6], "axis": [1]}
+        held = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in bounds.items()]
+        graph = helper.make_graph([*nodes], "g", [given], [output], held)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        onnx.save(made, tmp_path / name)
+        return tmp_path / name
+
+    source = save("source.onnx", helper.make_node("Softplus", ["x"], ["y"]))
+    engine = save(
+        "engine.onnx",
+        helper.make_node("Softplus", ["x"], ["right"]),
+        helper.make_node("Slice", ["x", "from", "to", "axis"], ["late"]),
+        helper.make_node("ReduceSum", ["late", "axis"], ["wrong"]),
+        helper.make_node("Add", ["right", "wrong"], ["y"]),
+    )
+    np.savez(tmp_path / "e.npz", x=rng.standard_normal((8, 4)).astype(np.float32))
+    profiles = [{"x": {"min": [1, 2], "opt": [8, 4], "max": [8, 16]}}]
+    facts = measured(tmp_path, source, engine, evaluation=tmp_path / "e.npz", profiles=profiles)
+    assert facts["accuracy"]["relative_error"] < 1e-5
+    [doubt] = facts["doubts"]
+    assert doubt.startswith("at the profile's largest sizes the error is")

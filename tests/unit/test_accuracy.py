@@ -193,6 +193,85 @@ def test_integers_of_many_values_are_not_counted_by_value(odd):
     assert (facts.equal, facts.outputs[0].rare_equal) == (0.75, None)
 
 
+def detections(samples=4, places=200):
+    """Boxes in pixels and scores of five classes, most of them near zero: [samples, 9, places]."""
+    boxes = rng.uniform(0, 640, (samples, 4, places))
+    scores = rng.uniform(0, 1, (samples, 5, places)) ** 8
+    return np.concatenate([boxes, scores], axis=1).astype(np.float32)
+
+
+def without_scores(source):
+    return np.concatenate([source[:, :4], 0 * source[:, 4:]], axis=1)
+
+
+def without_a_class(source):
+    engine = source.copy()
+    engine[:, 6] = 0.01
+    return engine
+
+
+def with_scores_of_other_places(source):
+    return np.concatenate([source[:, :4], source[:, 4:, ::-1]], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost"),
+    [(without_scores, 5), (without_a_class, 1), (with_scores_of_other_places, 5)],
+)
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_detector_that_lost_its_scores_is_doubtful_though_its_boxes_are_right(broken, lost, axis):
+    source = detections()
+    engine = broken(source)
+    if axis == 2:
+        source, engine = source.swapaxes(1, 2), engine.swapaxes(1, 2)
+    facts = facts_of(source, engine)
+    assert facts.relative_error < 0.01
+    assert (facts.outputs[0].parts_axis, facts.outputs[0].parts, facts.outputs[0].parts_lost) == (
+        *(axis, 9),
+        lost,
+    )
+    [doubt] = doubts(facts, QuantizedGates(), None)
+    assert f"of the 9 parts of 'y' along axis {axis} that vary, the engine has lost {lost}" in doubt
+    assert doubts(facts, Gates(outputs={"y": 0.02}), None) == []
+
+
+def test_a_channel_that_shows_something_else_is_lost_though_the_others_outvote_it():
+    source = rng.standard_normal((32, 40, 6, 6))
+    engine = source + 0.01 * rng.standard_normal(source.shape)
+    engine[:, 7] = -source[:, 7]
+    facts = facts_of(source, engine)
+    assert (facts.outputs[0].parts, facts.outputs[0].parts_lost) == (40, 1)
+    assert any("along axis 1" in doubt for doubt in doubts(facts, QuantizedGates(), None))
+
+
+def test_channels_that_rounding_outweighs_or_that_hardly_fire_are_not_lost():
+    """One range for all channels: int8 leaves little of those that are small beside the rest."""
+    sizes = np.geomspace(0.02, 20, 64)[:, None, None]
+    source = sizes * rng.standard_normal((32, 64, 4, 4))
+    source[:, 9] = 0.0
+    source[:3, 9, 0, 0] = 0.05  # behind a ReLU
+    source[:, 10] = 300 + 0.1 * source[:, 10]  # constant in fp16
+    step = 20 / 127
+    engine = source + rng.uniform(-step, step, source.shape)
+    engine[:, 9], engine[:, 10] = 0.0, 300.0
+    facts = facts_of(source, engine)
+    assert facts.outputs[0].parts_lost == 0
+    assert doubts(facts, QuantizedGates(), None) == []
+
+
+def test_parts_are_those_of_all_batches_and_none_where_their_number_differs():
+    source = detections(samples=8)
+    comparison = OutputComparison()
+    for at in range(0, 8, 2):
+        comparison.add({"y": source[at : at + 2]}, {"y": without_scores(source[at : at + 2])}, 2)
+    assert comparison.found().outputs[0].parts_lost == 5
+    varied = OutputComparison()
+    for places in (5, 7):
+        scores = np.ones((2, 1000, places))
+        varied.add({"y": scores}, {"y": 0 * scores}, 2)
+    assert varied.found().outputs[0].parts is None
+
+
 def test_what_all_outputs_share_hides_no_error():
     """Temperatures in kelvin: whatever becomes of the degrees, the cosine is 1."""
     source = 300 + rng.standard_normal((32, 4)).astype(np.float32)

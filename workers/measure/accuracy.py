@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from farm.reports.accuracy import Accuracy, OutputAccuracy, Task
 from farm.specs.tasks import Metric
 from workers.measure import bootstrap, intervals, items
+from workers.measure.parts import Parts
 
 Outputs = Mapping[str, NDArray[np.generic]]
 Labels = NDArray[np.int64]
@@ -156,6 +157,7 @@ class _Output:
     _by_value: tuple[NDArray[np.int64], NDArray[np.int64]] | None = field(
         default_factory=lambda: (np.zeros(_MOST_VALUES, np.int64), np.zeros(_MOST_VALUES, np.int64))
     )
+    _parts: Parts = field(default_factory=Parts)
     has_places: bool = False  #: whether a sample has several classes
     _is_judged: bool = True  #: whether its classes fit the labels
     #: of source and engine: by sample, the share of its classes that is right
@@ -184,6 +186,7 @@ class _Output:
         self.is_float = expected.dtype.kind in "fV"
         if self.is_float:
             self._add_floats(left.astype(np.float64), right.astype(np.float64), count)
+            self._parts.add(expected, actual, axis)
         else:
             self._equal.append(np.broadcast_to((left == right).mean(axis=1), (count,)))
             self._add_values(left, right)
@@ -303,7 +306,7 @@ class _Output:
             if rare := self.rare():
                 found = found.model_copy(update={"rare": rare[0], "rare_equal": rare[1]})
             return found
-        return OutputAccuracy(
+        found = OutputAccuracy(
             name=self.name,
             kind="scores" if self.has_classes else "values",
             cosine_mean=float(self.cosines().mean()),
@@ -311,6 +314,10 @@ class _Output:
             max_abs_error=self.max_abs_error,
             not_finite=self.not_finite,
         )
+        if parts := self._parts.found():
+            of = {"parts_axis": parts.axis, "parts": parts.varying, "parts_lost": parts.lost}
+            found = found.model_copy(update=of)
+        return found
 
     def tied(self) -> NDArray[np.bool_]:
         """Whether each sample's class is the source's, or one that tied with it there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from farm.errors import AccuracyDropped
-from farm.reports.accuracy import Accuracy, OutputAccuracy, Task
+from farm.reports.accuracy import Accuracy, AtSizes, OutputAccuracy, Task
 from farm.specs.gates import Gates
 from farm.specs.source import DataKind
 from farm.specs.tasks import ERRORS, IN_UNITS, Metric
@@ -15,6 +15,9 @@ from workers.measure import intervals
 MIN_COSINE = 0.5
 #: For outputs without floats: with fewer equal values or matched items, the engine is broken.
 MIN_SHARE = 0.5
+#: Where a larger share of an output's parts is lost, as those that hold a detector's scores, that is a doubt.
+_MAX_LOST = 0.01
+_END = {"min": "smallest", "max": "largest"}
 
 
 def refuse_broken(accuracy: Accuracy, max_drop: float | None) -> None:
@@ -75,6 +78,10 @@ def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str
             f"{invariance.max_error:.2%} of the largest output, alone, first and last in a batch of "
             f"{invariance.batch}"
         )
+    found += [
+        f"at the profile's {_END.get(one.which or '', one.which)} sizes {doubt}"
+        for one, doubt in _at_ends(accuracy, gates)
+    ]
     if accuracy.all_nan:
         names = ", ".join(map(repr, accuracy.all_nan))
         found.append(
@@ -91,6 +98,7 @@ def doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> list[str
 def _doubts(accuracy: Accuracy, gates: Gates, max_drop: float | None) -> Iterator[str]:
     yield from _of_outputs(accuracy, gates)
     yield from _of_rare_values(accuracy, gates)
+    yield from _of_parts(accuracy, gates)
     task = accuracy.task
     if task is not None:
         low = task.drop_interval[0] if task.drop_interval else task.drop
@@ -153,6 +161,38 @@ def _of_rare_values(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
                 f"of the {output.rare} integers in {output.name!r} that aren't the source's most common one, "
                 f"the engine has {output.rare_equal:.1%}"
             )
+
+
+def _of_parts(accuracy: Accuracy, gates: Gates) -> Iterator[str]:
+    """What is said of floats that hide, behind others of a larger scale, that they are lost."""
+    for output in accuracy.outputs:
+        if output.in_task or output.name in gates.outputs:
+            continue
+        if (output.relative_error or 0.0) > gates.error:
+            continue  # that is said of all of them
+        lost, parts = output.parts_lost or 0, output.parts or 0
+        if lost > _MAX_LOST * parts:
+            yield (
+                f"of the {parts} parts of {output.name!r} along axis {output.parts_axis} that vary, the "
+                f"engine has lost {lost}: their error is as large as their own spread"
+            )
+
+
+def _at_ends(accuracy: Accuracy, gates: Gates) -> Iterator[tuple[AtSizes, str]]:
+    """What is said of the sizes that the samples don't have."""
+    for one in accuracy.at_sizes:
+        error, share = one.relative_error, one.equal
+        if one.failed:
+            yield one, f"the engine fails: {one.failed}"
+        elif one.not_finite:
+            yield one, f"{one.not_finite} values aren't finite, or not where the source's aren't"
+        elif error is not None and error > gates.error:
+            yield (
+                one,
+                f"the error is {error:.2g} of the outputs' spread ({gates.error:g} is the gate)",
+            )
+        elif share is not None and share < MIN_SHARE:
+            yield one, f"{share:.1%} of integers or items equal the source's"
 
 
 def _errors_beside(accuracy: Accuracy, gates: Gates) -> Iterator[str]:

@@ -35,6 +35,7 @@ from workers.inputs.samples import (
 )
 from workers.inputs.standins import tried
 from workers.measure import cpu, engines, gpu, silent
+from workers.measure.ends import at_ends
 from workers.measure.invariance import batch_invariance
 from workers.measure.judged import compare, labelled
 from workers.measure.verdict import doubts, refuse_broken
@@ -85,7 +86,8 @@ def run(stage: Stage) -> StageResult:
     refuse_broken(accuracy, params.max_drop)
     if measured_on == "engine":
         invariance = batch_invariance(runnable, source, samples, batch, params.precision)
-        accuracy = accuracy.model_copy(update={"batch_invariance": invariance})
+        ends = at_ends(runnable, source, samples, profile, batch)
+        accuracy = accuracy.model_copy(update={"batch_invariance": invariance, "at_sizes": ends})
     doubtful = doubts(accuracy, params.gates, params.max_drop)
     for doubt in doubtful:
         print(f"doubtful: {doubt}", flush=True)
