@@ -74,8 +74,8 @@ def pytest_unconfigure() -> None:
 
 CLASSIC = str(Path(__file__).parent / "classic")
 POSTGRES = os.environ.get("FARM_TEST_DATABASE_URL")
-#: Whole farms, and served APIs: what they use isn't said by a fixture.
-_WHOLE = ("contract", "e2e", "chaos")
+#: Whole farms: what they use isn't said by a fixture. (An API that a contract test serves has SQLite anyway.)
+_WHOLE = ("e2e", "chaos")
 
 
 @pytest.hookimpl(tryfirst=True)
