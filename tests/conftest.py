@@ -82,7 +82,8 @@ _WHOLE = ("e2e", "chaos")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if "template" in fixtures or item.path.parent.name in _WHOLE:
+        whole = item.path.parent.name in _WHOLE and item.get_closest_marker("apart") is None
+        if "template" in fixtures or whole:
             item.add_marker("services")
     schedule.in_order(items)
 
