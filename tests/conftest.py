@@ -74,15 +74,16 @@ def pytest_unconfigure() -> None:
 
 CLASSIC = str(Path(__file__).parent / "classic")
 POSTGRES = os.environ.get("FARM_TEST_DATABASE_URL")
-#: Whole farms, and served APIs: what they use isn't said by a fixture.
-_WHOLE = ("contract", "e2e", "chaos")
+#: Whole farms: what they use isn't said by a fixture. (An API that a contract test serves has SQLite anyway.)
+_WHOLE = ("e2e", "chaos")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if "template" in fixtures or item.path.parent.name in _WHOLE:
+        whole = item.path.parent.name in _WHOLE and item.get_closest_marker("apart") is None
+        if "template" in fixtures or whole:
             item.add_marker("services")
     schedule.in_order(items)
 

@@ -50,7 +50,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3]:
         yield server
 
 
-@pytest.fixture(params=["local", "memory", "bucket", "api"])
+# The API's has a database, which is asked for only there.
+@pytest.fixture(
+    params=["local", "memory", "bucket", pytest.param("api", marks=pytest.mark.services)]
+)
 def rig(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Rig]:

@@ -31,7 +31,8 @@ from tests import triton as server
 from tests.e2e.live import ROOT, LiveFarm, wait_until
 from tests.triton import Triton
 
-pytestmark = pytest.mark.slow
+# What they ask of the farm's database, tests of aliases and pulls ask of Postgres.
+pytestmark = [pytest.mark.slow, pytest.mark.apart]
 http = pytest.importorskip("tritonclient.http")
 MODEL = "served"
 #: Each version that Triton loads is a process that imports ONNX Runtime.
