@@ -16,7 +16,7 @@ from farm.queue.turns import Bell
 from workers.runner import messages, remote
 
 #: How long events wait for others, to go in one message. Each carries its own time.
-_GATHER_S = 0.05
+_GATHER_S = 0.2
 
 
 class Flower:

@@ -74,24 +74,39 @@ def machine_memory_bytes() -> int:
     return min([whole, *_cgroup_limits()])
 
 
-def _cgroup_limits() -> Iterator[int]:
-    """Memory limits of this process's control groups and of their ancestors."""
-    root = Path("/sys/fs/cgroup")
+def _cgroup_limits(
+    groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup"
+) -> Iterator[int]:
+    """Memory limits of this process's control groups and of their ancestors, in bytes."""
+    # Every job asks, and pathlib would take most of the time.
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in _read(groups).splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":
                 yield from _limits_above(root, path, "memory.max")
             elif "memory" in controllers.split(","):
-                yield from _limits_above(root / "memory", path, "memory.limit_in_bytes")
+                yield from _limits_above(f"{root}/memory", path, "memory.limit_in_bytes")
 
 
-def _limits_above(root: Path, path: str, name: str) -> Iterator[int]:
-    at = root / path.lstrip("/")
-    while at.is_relative_to(root):
-        with suppress(OSError, ValueError):
-            yield int((at / name).read_text())
-        at = at.parent
+def _limits_above(root: str, path: str, name: str) -> Iterator[int]:
+    at = path.strip("/")
+    while at:
+        yield from _limit(f"{root}/{at}/{name}")
+        at = at.rpartition("/")[0]
+    yield from _limit(f"{root}/{name}")
+
+
+def _limit(file: str) -> Iterator[int]:
+    with suppress(OSError, ValueError):  # "max", or the group is hidden
+        yield int(_read(file))
+
+
+def _read(file: str) -> str:
+    opened = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(opened, 2**16).decode()
+    finally:
+        os.close(opened)
 
 
 def apply(limits: Limits, *, gpu: bool) -> None:
