@@ -33,6 +33,27 @@ def happy(argument, link):
     return {"doubled": argument * 2}
 
 
+def waits_for(path, _link):
+    while not Path(path).exists():
+        time.sleep(0.01)
+    print("here it is")
+    return "it came"
+
+
+def test_what_a_child_says_last_is_heard_by_whoever_was_busy_when_it_ended(tmp_path):
+    go_on, printed = tmp_path / "go on", ""
+    with Child(waits_for, str(go_on), timeout_s=180) as child:
+        for happening in child.events():
+            if isinstance(happening, Line):
+                printed += happening.text
+            elif not go_on.exists():
+                go_on.touch()
+                # As while a database is slow to take what the child printed.
+                wait_for(lambda: not child._process.is_alive())
+        assert child.result() == "it came"
+    assert printed == "here it is\n"
+
+
 def refuses(_argument, _link):
     raise InvalidModel("no operator Foo", hint="replace Foo")
 

@@ -171,6 +171,8 @@ class Child:
         sources = [self._log, self._messages]
         # A child that has closed its pipes may still run forever.
         while sources or self._process.is_alive():
+            # Before its pipes: whoever follows may take long over a tick, and it says its last meanwhile.
+            has_ended = not self._process.is_alive()
             # Past its rate limit, output waits in the pipe and blocks the child.
             heard = [one for one in sources if self._may_read(one)]
             awaited = [one.fileno() for one in heard] if sources else [self._process.sentinel]
@@ -191,7 +193,7 @@ class Child:
                 raise ChildTimedOut(
                     f"the stage ran longer than {durations.told(self._timeout_s)} and was killed"
                 )
-            if not self._process.is_alive() and not ready and heard == sources:
+            if has_ended and not ready and heard == sources:
                 break  # only an escaped process could still hold the pipe open
         yield from self._last_printed()
         self._hear_guard()
