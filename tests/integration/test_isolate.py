@@ -16,7 +16,7 @@ from farm.errors import (
     ChildTimedOut,
     InvalidModel,
     StageFault,
-    Unavailable,
+    StageInterrupted,
 )
 from tests.integration.test_sandbox_hidden import states
 from tests.sandboxed import wait_for
@@ -127,10 +127,6 @@ def test_a_child_that_dies_says_how_and_the_next_one_runs(function, error, words
     assert run(happy)[0] == {"doubled": 42}
 
 
-def is_ended_from_outside(_argument, _link):
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def has_no_room(_argument, _link):
     os.kill(os.getpid(), signal.SIGBUS)
 
@@ -139,7 +135,6 @@ def has_no_room(_argument, _link):
     ("function", "told", "is_worth_a_retry"),
     [
         (crashes, "native library crashed", False),
-        (is_ended_from_outside, "outside of the farm", True),
         (has_no_room, "full disk", True),
     ],
 )
@@ -299,5 +294,5 @@ def test_a_fork_server_killed_while_it_starts_a_child_interrupts_the_job(monkeyp
         raise EOFError("unexpected EOF")
 
     monkeypatch.setattr(child.processes.Process, "start", dies)
-    with pytest.raises(Unavailable, match="forked from was killed from outside"):
+    with pytest.raises(StageInterrupted, match="forked from was killed from outside"):
         Child(happy, None, timeout_s=180)
