@@ -444,6 +444,16 @@ def test_a_job_without_memory_fails_though_its_worker_is_stopped_because_of_it(e
     assert stopped == (JobState.FAILED, 1, 1)
 
 
+def test_a_job_that_a_worker_claims_while_it_shuts_down_is_given_back_before_it_is_begun(ledger):
+    ledger.submit()
+    [job] = ledger.queued()
+    here = context(ledger.db)  # which has nothing that a stage needs
+    here.doorbell, here.flower = Bells(), Heard()
+    here.stopping.set()
+    assert task._run("a message", here, job.id).startswith("given back")
+    assert here.held == {job.id: 1}
+
+
 class Consumer:
     """Celery's consumer as far as it sends events."""
 

@@ -228,6 +228,8 @@ def _work(context: Context, claim: Claim) -> None:
         FarmError: the attempt has failed or can't be finished.
         Stopping, _OtherTools, _Cancelled
     """
+    if context.stopping.is_set():
+        raise Stopping  # what it would be forked from may be gone, and take longer to start than is left
     _check_toolchain(claim)
     began = time.monotonic()
     with context.left.leaving() as leave_slot, _workdir(context, claim) as workdir:
