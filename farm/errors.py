@@ -80,6 +80,7 @@ FarmError
     ├── IssuerUnavailable
     ├── BrokerUnavailable
     ├── SandboxMissing
+    ├── StageInterrupted
     ├── SigningFailed
     ├── StorageUnavailable
     └── StorageFull          507
@@ -688,6 +689,10 @@ class SandboxMissing(Unavailable):
     default_hint = (
         "see what the machine lacks: farm worker --check-sandbox; or accept less: FARM_SANDBOX=best"
     )
+
+
+class StageInterrupted(Unavailable):
+    """A stage's processes were ended from outside of the farm."""
 
 
 class SigningFailed(Unavailable):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.live import LiveFarm, Process, fork_servers, processes, stages, wait_until, workers
+from workers.sandbox import tree
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,6 +72,22 @@ def test_a_job_whose_whole_worker_is_killed_is_run_again(farm: LiveFarm, files: 
     farm.running(build["id"], "calibrate")
     (worker,), child = workers(farm.home), only_stage(farm)
     os.kill(worker.pid, signal.SIGKILL)
+    has_gone(farm, worker, child)
+    view = farm.ended(build["id"])
+    assert view["state"] == "succeeded", view["error"]
+    assert {j["kind"]: j["attempt"] for j in view["jobs"]}["calibrate"] == 2
+
+
+@pytest.mark.heavy
+def test_a_job_whose_worker_and_children_are_all_told_to_end_at_once_is_run_again(
+    farm: LiveFarm, files: Path
+) -> None:
+    build = long_build(farm, files, seed=5)
+    farm.running(build["id"], "calibrate")
+    (worker,), child = workers(farm.home), only_stage(farm)
+    # As by a service manager; those hear it first that the worker waits for.
+    for pid in (*reversed(tree.below(worker.pid)), worker.pid):
+        os.kill(pid, signal.SIGTERM)
     has_gone(farm, worker, child)
     view = farm.ended(build["id"])
     assert view["state"] == "succeeded", view["error"]

@@ -15,9 +15,17 @@ from sqlalchemy.exc import DBAPIError
 
 from farm.builds import logs
 from farm.database.tables import Job
-from farm.errors import CastFailed, DatabaseUnavailable, FarmError, LeaseLost, StorageUnavailable
+from farm.errors import (
+    CastFailed,
+    ChildOutOfMemory,
+    DatabaseUnavailable,
+    FarmError,
+    LeaseLost,
+    StageInterrupted,
+    StorageUnavailable,
+)
 from farm.fleet import workers
-from farm.queue import shown
+from farm.queue import leases, shown
 from farm.specs.states import JobState
 from farm.store import proof
 from farm.store.base import Stored
@@ -384,6 +392,66 @@ def test_flower_is_told_how_an_attempt_ended_once_the_database_has_it(ledger, mo
     assert [one[0] for one in here.flower.told] == ["began", subject, "left"]
     assert here.flower.told[1][1].job_id == job.id
     assert states[1] == state
+
+
+@pytest.fixture
+def ends(ledger, monkeypatch):
+    """Lets the only job's stage end by an error, once something else has happened meanwhile; the job then."""
+    ledger.submit()
+    [job] = ledger.queued()
+    here = context(ledger.db)
+    here.doorbell, here.flower = Bells(), Heard()
+
+    def end(error, *, later_s=0.0, meanwhile=lambda _here: None):
+        def works(*_):
+            meanwhile(here)
+            raise error
+
+        monkeypatch.setattr(watch_module, "_LATER_S", later_s)
+        monkeypatch.setattr(task, "_work", works)
+        with suppress(FarmError):
+            task._run("a message", here, job.id)
+        with ledger.db.write() as session:
+            leases.release(session, here.worker, here.held)  # as when it has ended
+            found = session.get_one(Job, job.id)
+            found.not_before = None
+            return found.state, found.attempt, found.attempt - found.first_attempt + 1
+
+    return end
+
+
+def in_a_moment(here):
+    threading.Timer(0.1, here.stopping.set).start()
+
+
+def test_a_job_whose_stage_was_ended_with_its_worker_is_given_back_and_costs_no_attempt(ends):
+    said = StageInterrupted("the stage was ended from outside of the farm")
+    assert ends(said, later_s=180.0, meanwhile=in_a_moment) == (JobState.QUEUED, 2, 1)
+
+
+def test_a_job_whose_stage_alone_is_ended_from_outside_is_tried_again_as_often_as_others(ends):
+    said = StageInterrupted("the stage was ended from outside of the farm")
+    assert [ends(said) for _ in range(3)] == [
+        (JobState.QUEUED, 2, 2),
+        (JobState.QUEUED, 3, 3),
+        (JobState.FAILED, 3, 3),
+    ]
+
+
+def test_a_job_without_memory_fails_though_its_worker_is_stopped_because_of_it(ends):
+    # Or it would go over the fleet, and stop one worker after another.
+    stopped = ends(ChildOutOfMemory(), meanwhile=lambda here: here.stopping.set())
+    assert stopped == (JobState.FAILED, 1, 1)
+
+
+def test_a_job_that_a_worker_claims_while_it_shuts_down_is_given_back_before_it_is_begun(ledger):
+    ledger.submit()
+    [job] = ledger.queued()
+    here = context(ledger.db)  # which has nothing that a stage needs
+    here.doorbell, here.flower = Bells(), Heard()
+    here.stopping.set()
+    assert task._run("a message", here, job.id).startswith("given back")
+    assert here.held == {job.id: 1}
 
 
 class Consumer:

@@ -30,7 +30,7 @@ from farm.errors import (
     FarmError,
     SandboxMissing,
     StageFault,
-    Unavailable,
+    StageInterrupted,
 )
 from farm.specs import durations
 from workers.runner.child_events import ChildEvent, Line, StageProgressed, Tick
@@ -72,11 +72,12 @@ _TAMPERED = (
 )
 
 
+#: Sent by whoever ends processes in order, as a service manager does to all of a worker's at once.
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 #: What to do about a signal that isn't a crash.
 _HINTS: dict[int, str] = {
-    signal.SIGTERM: "something outside of the farm ended it: farm retry",
-    signal.SIGINT: "something outside of the farm ended it: farm retry",
-    signal.SIGHUP: "something outside of the farm ended it: farm retry",
     signal.SIGBUS: "look for a full disk under the worker's FARM_HOME or in /dev/shm, then: farm retry",
     signal.SIGILL: "a library uses instructions that the worker's CPU lacks: install a build for it",
     signal.SIGXCPU: "raise the limit of CPU time that the worker runs under (ulimit -t)",
@@ -91,10 +92,10 @@ def await_preload() -> None:
         pass  # its start waits for the fork server
 
 
-def _no_forks() -> Unavailable:
+def _no_forks() -> StageInterrupted:
     """The fork server is gone: the next child starts another, which has to import everything again."""
     await_preload.cache_clear()
-    return Unavailable("the process that jobs are forked from was killed from outside")
+    return StageInterrupted("the process that jobs are forked from was killed from outside")
 
 
 def _nothing(_argument: None, _link: Link) -> None:
@@ -171,6 +172,8 @@ class Child:
         sources = [self._log, self._messages]
         # A child that has closed its pipes may still run forever.
         while sources or self._process.is_alive():
+            # Before its pipes: whoever follows may take long over a tick, and it says its last meanwhile.
+            has_ended = not self._process.is_alive()
             # Past its rate limit, output waits in the pipe and blocks the child.
             heard = [one for one in sources if self._may_read(one)]
             awaited = [one.fileno() for one in heard] if sources else [self._process.sentinel]
@@ -191,7 +194,7 @@ class Child:
                 raise ChildTimedOut(
                     f"the stage ran longer than {durations.told(self._timeout_s)} and was killed"
                 )
-            if not self._process.is_alive() and not ready and heard == sources:
+            if has_ended and not ready and heard == sources:
                 break  # only an escaped process could still hold the pipe open
         yield from self._last_printed()
         self._hear_guard()
@@ -292,14 +295,19 @@ class Child:
             return ChildOutOfMemory("the stage exceeded the memory limit of a job and was killed")
         if ended_for == guard.DISK:
             return ChildFilledDisk()
-        code = self._process.exitcode or 0
+        code = self._process.exitcode
+        assert code is not None  # its events are over
         if code == _LOST:
             return _no_forks()
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if code < 0 and "ended" not in self._guard_said:
+            return StageInterrupted(f"the process that watches the stage was killed ({name})")
+        if ended_for == guard.OUTSIDE or -code in _ENDS:
+            return StageInterrupted("the stage was ended from outside of the farm")
         if code == -signal.SIGKILL:
             return ChildOutOfMemory(
                 "the stage's process was killed from outside, most likely for lack of memory"
             )
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return ChildDied(f"the stage's process died ({name})", hint=_HINTS.get(-code, _CRASHED))
 
     def pause(self) -> None:

@@ -44,7 +44,7 @@ from workers.runner.child import Child, await_preload
 from workers.runner.hooks import Hook, Part
 from workers.runner.inside import Link, peak_memory_bytes
 from workers.runner.made import Made, made_of
-from workers.runner.watch import Stopping, Watch
+from workers.runner.watch import Stopping, Watch, ended_together
 from workers.sandbox import folder
 from workers.stages.base import StageRequest, run_request
 
@@ -136,7 +136,7 @@ def _run_claimed(context: Context, job_id: int, claim: Claim) -> str:
         claims.pass_on(context, job_id)
     flower = context.flower
     try:
-        with stage_spans.attempt(claim):
+        with stage_spans.attempt(claim), ended_together(context.stopping):
             _work(context, claim)
     except _Cancelled:
         flower.cancelled(claim)
@@ -228,6 +228,8 @@ def _work(context: Context, claim: Claim) -> None:
         FarmError: the attempt has failed or can't be finished.
         Stopping, _OtherTools, _Cancelled
     """
+    if context.stopping.is_set():
+        raise Stopping  # what it would be forked from may be gone, and take longer to start than is left
     _check_toolchain(claim)
     began = time.monotonic()
     with context.left.leaving() as leave_slot, _workdir(context, claim) as workdir:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from farm.errors import DatabaseUnavailable, LeaseLost
+from farm.errors import ChildOutOfMemory, DatabaseUnavailable, LeaseLost, StageInterrupted
 from farm.queue import jobs, leases, samples
 from farm.queue.jobs import Claim
 from workers.runner.app import Context
@@ -16,10 +18,32 @@ from workers.runner.stage_spans import Phases
 
 _CANCEL_POLL_S = 0.5
 _LOG_FLUSH_S = 0.5
+#: What ends all processes of a worker may come to the worker itself so much later than to its children.
+_LATER_S = 1.0
 
 
 class Stopping(Exception):
     """The worker is shutting down; it gives its jobs back once all its children have ended."""
+
+
+@contextmanager
+def ended_together(stopping: threading.Event) -> Iterator[None]:
+    """Tell what ended a stage alone from what ends all of the worker's processes.
+
+    Raises:
+        Stopping: the worker is ended as well.
+    """
+    try:
+        yield
+    except StageInterrupted as err:
+        if stopping.wait(_LATER_S):
+            raise Stopping from err
+        raise
+    except ChildOutOfMemory:
+        # If the worker is killed as well, nobody says that the stage failed: its lease expires. One that is
+        # told to stop says so: a service manager may have told it because of this stage's memory.
+        time.sleep(_LATER_S)
+        raise
 
 
 class Watch:

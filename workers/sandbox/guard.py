@@ -20,11 +20,13 @@ from workers.sandbox.features import Mode
 from workers.sandbox.namespaces import Processes
 from workers.sandbox.policy import Sandbox
 
-MEMORY, DISK = "memory", "disk"
+#: Why a job is killed. Whoever is outside ends its guard in order.
+MEMORY, DISK, OUTSIDE = "memory", "disk", "outside"
 _LOOK_S = 0.25
 #: Counting files takes at most 1/20 of a guard's time.
 _DISK_TIMES = 20
-_HEARD = {signal.SIGCHLD, signal.SIGTERM}
+_ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_HEARD = {signal.SIGCHLD, *_ENDS}
 #: multiprocessing's exit code for a process whose fork server is gone: nothing else may exit with it.
 _LOST = 255
 
@@ -57,6 +59,8 @@ def follow(
     processes, surroundings = _surroundings(sandbox)
     pid = os.fork()
     if pid == 0:
+        # Not as Python would, by an exception within the stage.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
         job(surroundings)
     for one in close:
@@ -89,21 +93,23 @@ class _Guard:
         self._shared_memory = namespaces.SHM if own_shm else None
         self._looked = self._disk_next = time.monotonic()
         self._is_there = True
+        self._why: str | None = None
         self.status = 0
 
     def wait(self) -> str | None:
         """Wait until the job and its descendants have ended; return why it was killed, if it was."""
-        why = None
         while not self._has_ended():
             heard = signal.sigtimedwait(_HEARD, _LOOK_S)
             # By the clock: a job may keep messages coming all the time.
             if time.monotonic() - self._looked >= _LOOK_S:
-                why = why or self._exceeded()
+                self._why = self._why or self._exceeded()
                 self._looked = time.monotonic()
-            if why or (heard and heard.si_signo == signal.SIGTERM):
+            if heard and heard.si_signo in _ENDS and not self._has_ended():
+                self._why = self._why or OUTSIDE
+            if self._why:
                 self._kill()
         self._kill()
-        return why
+        return self._why
 
     def _has_ended(self) -> bool:
         while self._is_there and (pid := _ended_child()):
