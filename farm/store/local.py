@@ -174,11 +174,14 @@ class LocalStore:
         """Move a complete file into place."""
         place = self._place(digest)
         os.fsync(file.fileno())
-        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.parent.is_dir():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _settle(place.parent.parent)
         path.chmod(0o444)
         self._renew(path)  # it may have been written long ago: its age counts from now
         # Replace an existing one: these bytes are correct, those may be damaged.
         path.replace(place)
+        _settle(place.parent)
 
     async def receive(
         self, chunks: AsyncIterator[bytes], *, expected: str | None, max_bytes: int
@@ -315,6 +318,21 @@ def _found(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
     for path in paths:
         with suppress(FileNotFoundError):  # gone since the folder was listed
             yield path, path.stat()
+
+
+def _settle(folder: Path) -> None:
+    """Have the disk keep the names in a folder: a file that it keeps may have none after a power cut.
+
+    Some network file systems can't, and refuse.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _stored(name: str, found: os.stat_result) -> StoredFile:
