@@ -71,6 +71,10 @@ def is_killed(_argument, _link):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def ends_by_a_signal_without_a_name(_argument, _link):
+    os.kill(os.getpid(), signal.SIGRTMIN + 3)
+
+
 def eats_memory(_argument, _link):
     return len(bytearray(4 << 30))
 
@@ -119,6 +123,7 @@ def test_strings_that_a_database_refuses_are_made_fit_for_it():
         (has_a_bug, StageFault, "KeyError"),
         (crashes, ChildDied, "SIGSEGV"),
         (is_killed, ChildOutOfMemory, "killed from outside"),
+        (ends_by_a_signal_without_a_name, ChildDied, r"signal \d+"),
     ],
 )
 def test_a_child_that_dies_says_how_and_the_next_one_runs(function, error, words):

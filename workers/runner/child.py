@@ -33,6 +33,7 @@ from farm.errors import (
     StageInterrupted,
 )
 from farm.specs import durations
+from workers import signals
 from workers.runner.child_events import ChildEvent, Line, StageProgressed, Tick
 from workers.runner.forks import processes
 from workers.runner.inside import Link, main
@@ -299,7 +300,7 @@ class Child:
         assert code is not None  # its events are over
         if code == _LOST:
             return _no_forks()
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        name = signals.name_of(-code) if code < 0 else f"exit code {code}"
         if code < 0 and "ended" not in self._guard_said:
             return StageInterrupted(f"the process that watches the stage was killed ({name})")
         if ended_for == guard.OUTSIDE or -code in _ENDS:

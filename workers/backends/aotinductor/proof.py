@@ -6,7 +6,6 @@ A package that crashes when it is loaded, for example for its C++ library, ends 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch._C._autograd import DeviceType
 from farm import installed
 from farm.errors import EngineBuildFailed, FarmError
 from farm.processes import die_with_parent
+from workers import signals
 from workers.backends.aotinductor.engine import AotiEngine
 from workers.inputs.samples import Arrays
 
@@ -81,7 +81,7 @@ def _outputs(said: Path) -> Path:
 def _why(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode < 0:
         return (
-            f"it ended with {signal.Signals(-done.returncode).name}; a compiler whose C++ library isn't "
+            f"it ended with {signals.name_of(-done.returncode)}; a compiler whose C++ library isn't "
             "the one that torch loads makes such packages (set CXX to another)"
         )
     return done.stderr.strip()[-_LAST_LINES:] or f"exit status {done.returncode}"
