@@ -107,6 +107,16 @@ def test_an_image_without_a_batch_is_multiplied_too():
     assert float((given - expected).abs().max()) < 0.2
 
 
+def test_one_image_with_channels_first_is_multiplied_as_rows():
+    """The kernel of fp8 refuses a matrix of columns, which is what such an image is."""
+    image = torch.randn(1, 16, 8, 8)
+    traced = export(quantised(nn.Conv2d(16, 32, 1), (image,)).eval(), (image,))
+    [product] = traced.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._scaled_mm.default
+    )
+    assert product.args[0].meta["val"].stride() == (16, 1)
+
+
 def test_products_of_integers_and_of_nothing_stay_as_they_are():
     class Odd(nn.Module):
         def __init__(self):

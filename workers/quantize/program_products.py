@@ -148,8 +148,9 @@ class EightBit(Lowered):
         flat = given.reshape(-1, given.shape[-1]).float() * (1.0 / kept.scale)
         assert self.dtype is not None
         if self.kind == "fp8":
+            # One image with channels first is a matrix of columns, which the kernel refuses.
             made = torch._scaled_mm(
-                flat.clamp(-most, most).to(torch.float8_e4m3fn),
+                flat.clamp(-most, most).to(torch.float8_e4m3fn).contiguous(),
                 levels.t(),
                 scale_a=self.get_buffer(f"q{number}_given"),
                 scale_b=scale,

@@ -27,6 +27,7 @@ from workers.inputs.samples import Arrays
 _NAME = "workers.backends.aotinductor.proof"
 _TIME_S = 900.0
 _LAST_LINES = 400
+_LAST_SAID = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ def proved(
         raise EngineBuildFailed(f"the package doesn't run in a process of its own: {_why(done)}")
     found = json.loads(said.read_text())
     if "refused" in found:
+        # Only there does a package say which of its calls failed, and why.
+        print(done.stderr.strip()[-_LAST_SAID:], flush=True)
         raise EngineBuildFailed(f"the package doesn't run: {found['refused']}")
     with np.load(_outputs(said), allow_pickle=False) as archive:
         outputs = dict(archive)
