@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 import sqlite3
 
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    InvalidRequestError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from farm.errors import (
     DatabaseDamaged,
@@ -16,7 +22,10 @@ from farm.errors import (
     StorageFull,
 )
 
+#: What a statement may raise for a fault of the database; the pool's own is the second.
+RAISED = (DBAPIError, InvalidRequestError)
 BUSY = "timed out waiting for other writers to the database"
+_CLOSED = "This connection is closed"
 _FULL = "the database's disk is full"
 _UNDEFINED = ("42P01", "42703")  #: a table, a column
 _DISK_FULL, _LOCK_NOT_AVAILABLE = "53100", "55P03"
@@ -28,8 +37,13 @@ _REFUSED = re.compile(
 _NO_DATABASE = re.compile(r"database .* does not exist")
 
 
-def fault_of(err: DBAPIError) -> FarmError | None:
+def fault_of(err: SQLAlchemyError) -> FarmError | None:
     """The farm's error for a driver's; None if the statement is wrong, which is a bug in the farm."""
+    if not isinstance(err, DBAPIError):
+        # Two connections in a row that broke before they were used: the pool has no error of its own for it.
+        if str(err) == _CLOSED:
+            return DatabaseUnavailable("the database ended each connection that was made to it")
+        return None
     if isinstance(err.orig, sqlite3.DatabaseError):
         return _of_sqlite(err.orig) or _of_values(err)
     state = getattr(err.orig, "sqlstate", None)

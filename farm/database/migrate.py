@@ -9,10 +9,9 @@ from typing import Any
 
 from sqlalchemy import delete, insert, inspect, select, text
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 
 from farm import installed
-from farm.database.faults import fault_of
+from farm.database.faults import RAISED, fault_of
 from farm.database.session import Database
 from farm.database.tables import SchemaFloor
 from farm.errors import DatabaseUnavailable, SchemaOutdated
@@ -90,7 +89,7 @@ def upgrade(settings: Settings | None = None) -> str:
                 if db.is_sqlite:
                     _check_references(connection)
                 revision = MigrationContext.configure(connection).get_current_revision()
-    except DBAPIError as err:
+    except RAISED as err:
         raise fault_of(err) or err from err
     except CommandError as err:
         raise SchemaOutdated(
@@ -145,7 +144,7 @@ def require_schema(db: Database) -> None:
             )
             if _suits(connection, found):
                 return
-    except DBAPIError as err:
+    except RAISED as err:
         raise fault_of(err) or err from err
     if found is None:
         raise SchemaOutdated("the database has no schema yet")

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from farm.database import gpu_times, noted, tallies
 from farm.database.commits import Herald, Watch
-from farm.database.faults import BUSY, fault_of
+from farm.database.faults import BUSY, RAISED, fault_of
 from farm.database.pings import keep_working
 from farm.errors import DatabaseUnavailable, InvalidRequest
 
@@ -176,7 +176,7 @@ class Database:
             yield session
         except PoolTimeout as err:
             raise DatabaseUnavailable("all connections to the database are in use") from err
-        except DBAPIError as err:
+        except RAISED as err:
             fault = fault_of(err)
             if fault is not None:
                 raise fault from err

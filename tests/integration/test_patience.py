@@ -6,8 +6,10 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import DisconnectionError, InvalidRequestError
 
+from farm.database.faults import fault_of
 from farm.database.session import Database
 from farm.database.tables import Model
 from farm.errors import DatabaseUnavailable
@@ -64,3 +66,24 @@ def test_a_connection_is_not_waited_for_without_end(hasty):
         with pytest.raises(DatabaseUnavailable, match="in use"):
             look()
     look()
+
+
+def test_connections_that_break_before_they_are_used_are_the_databases_fault(db):
+    def broken(*_: object) -> None:
+        raise DisconnectionError("it was ended")
+
+    def look() -> None:
+        with db.read() as session:
+            session.execute(text("SELECT 1"))
+
+    event.listen(db.engine, "checkout", broken)
+    with pytest.raises(DatabaseUnavailable, match="ended each connection"):
+        look()
+    with pytest.raises(DatabaseUnavailable, match="ended each connection"):
+        add(db, "lost")
+    event.remove(db.engine, "checkout", broken)
+    look()
+
+
+def test_a_fault_of_the_farm_is_not_told_as_the_databases():
+    assert fault_of(InvalidRequestError("A transaction is already begun on this Session.")) is None
