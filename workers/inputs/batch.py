@@ -134,12 +134,16 @@ class Batch:
 
     def at(self, profile: Profile, size: int) -> Shapes:
         """The profile's opt shapes, with a dynamic batch set to ``size``."""
-        shapes = {name: given.opt for name, given in profile.items()}
+        return self.resized({name: given.opt for name, given in profile.items()}, size)
+
+    def resized(self, shapes: Shapes, size: int) -> Shapes:
+        """The same shapes of inputs with a dynamic batch set to ``size``."""
+        made = dict(shapes)
         for name, axis in self.axes.items():
             if self.is_dynamic and axis is not None:
-                shape = shapes[name]
-                shapes[name] = (*shape[:axis], size, *shape[axis + 1 :])
-        return shapes
+                shape = made[name]
+                made[name] = (*shape[:axis], size, *shape[axis + 1 :])
+        return made
 
 
 def _axis_of_range(

@@ -35,12 +35,15 @@ def at_ends(
     if any(one.values is not None for one in profile.values()):
         return []
     few = batch.repeated(samples, batch.min)
+    ends = list(_ends(few, profile, batch))
+    if not ends:
+        return []
     began = time.perf_counter()
     source.run(few)
     engine.run(few)
     took_s = time.perf_counter() - began
     found = []
-    for which, shapes in _ends(few, profile, batch):
+    for which, shapes in ends:
         sized = {name: _sized(array, shapes[name]) for name, array in few.items()}
         growth = max(array.size / max(few[name].size, 1) for name, array in sized.items())
         if took_s * growth**2 > _MAX_RUN_S:
@@ -54,11 +57,7 @@ def _ends(few: Arrays, profile: Profile, batch: Batch) -> Iterator[tuple[Which, 
     """The ends of the profile, with the batch as it is, that differ from the samples' sizes."""
     given = {name: array.shape for name, array in few.items()}
     for which in _ENDS:
-        shapes = shapes_at(profile, which)
-        for name, axis in batch.axes.items():
-            if axis is not None:
-                shape = shapes[name]
-                shapes[name] = (*shape[:axis], given[name][axis], *shape[axis + 1 :])
+        shapes = batch.resized(shapes_at(profile, which), batch.min)
         if any(shapes[name] != shape for name, shape in given.items()):
             yield which, shapes
 
