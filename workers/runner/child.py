@@ -73,10 +73,6 @@ _TAMPERED = (
 )
 
 
-#: Sent by whoever ends processes in order, as a service manager does to all of a worker's at once.
-_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
 #: What to do about a signal that isn't a crash.
 _HINTS: dict[int, str] = {
     signal.SIGBUS: "look for a full disk under the worker's FARM_HOME or in /dev/shm, then: farm retry",
@@ -303,7 +299,7 @@ class Child:
         name = signals.name_of(-code) if code < 0 else f"exit code {code}"
         if code < 0 and "ended" not in self._guard_said:
             return StageInterrupted(f"the process that watches the stage was killed ({name})")
-        if ended_for == guard.OUTSIDE or -code in _ENDS:
+        if ended_for == guard.OUTSIDE or -code in guard.ENDS:
             return StageInterrupted("the stage was ended from outside of the farm")
         if code == -signal.SIGKILL:
             return ChildOutOfMemory(

@@ -25,8 +25,9 @@ MEMORY, DISK, OUTSIDE = "memory", "disk", "outside"
 _LOOK_S = 0.25
 #: Counting files takes at most 1/20 of a guard's time.
 _DISK_TIMES = 20
-_ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-_HEARD = {signal.SIGCHLD, *_ENDS}
+#: Sent by whoever ends processes in order, as a service manager does to all of a worker's at once.
+ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_HEARD = {signal.SIGCHLD, *ENDS}
 #: multiprocessing's exit code for a process whose fork server is gone: nothing else may exit with it.
 _LOST = 255
 
@@ -104,7 +105,7 @@ class _Guard:
             if time.monotonic() - self._looked >= _LOOK_S:
                 self._why = self._why or self._exceeded()
                 self._looked = time.monotonic()
-            if heard and heard.si_signo in _ENDS and not self._has_ended():
+            if heard and heard.si_signo in ENDS and not self._has_ended():
                 self._why = self._why or OUTSIDE
             if self._why:
                 self._kill()
